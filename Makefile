@@ -1,0 +1,66 @@
+# Duet. `make help` lists the targets.
+#
+# One target folder outside the checkout serves every clone, so that RocksDB is compiled once a machine.
+# CARGO_TARGET_DIR=… make … puts it elsewhere.
+CARGO_TARGET_DIR ?= $(HOME)/.cache/duet/target
+export CARGO_TARGET_DIR
+# Compiler caching where it is installed: RocksDB is most of a first build.
+ifneq ($(wildcard /usr/lib/ccache/cc),)
+export PATH := /usr/lib/ccache:$(PATH)
+endif
+
+BIN := $(CARGO_TARGET_DIR)/debug
+SEEDS ?= 200
+FROM ?= 0
+DIR ?= $(CURDIR)/.playground
+
+.DEFAULT_GOAL := help
+.PHONY: help deps build release demo playground test check fix run-tests sim figures soak clean-playground
+
+help: ## lists the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
+
+deps: ## installs, or names, what the build needs beside Rust, a C compiler and make
+	@sh packaging/deps
+
+build: deps ## builds duetd and duet
+	cargo build --workspace --bins
+
+release: deps ## builds duetd and duet for use (compiles RocksDB once more)
+	cargo build --release -p duet-node -p duet-cli
+
+demo: build ## a three-node cluster takes real data, loses its leader, and loses nothing
+	$(BIN)/duet demo --data data/UnicodeData.txt
+
+playground: build ## a three-node cluster on this machine, until Ctrl-C (DIR=…)
+	$(BIN)/duet playground --dir $(DIR)
+
+check: deps ## formatting, lints, documentation, licences; writes nothing into the checkout
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --all-features -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
+	@if cargo deny --version >/dev/null 2>&1; then cargo deny --offline check bans licenses sources; \
+	 else echo "cargo-deny is not installed: licences and sources are not checked"; fi
+	@if command -v nix-instantiate >/dev/null 2>&1; then nix-instantiate --parse flake.nix >/dev/null && echo "flake.nix parses"; \
+	 else echo "nix-instantiate is not installed: flake.nix is not parsed"; fi
+
+fix: ## formats, and applies what clippy can mend by itself
+	cargo fmt --all
+	cargo clippy --workspace --all-targets --all-features --fix --allow-dirty --allow-staged
+
+test: check build run-tests ## everything that must pass (what .ci/run calls)
+
+run-tests:
+	@if cargo nextest --version >/dev/null 2>&1; then \
+	   DUET_BIN_DIR=$(BIN) cargo nextest run --workspace --all-features --no-fail-fast; \
+	 else DUET_BIN_DIR=$(BIN) cargo test --workspace --all-features --lib --bins --tests; fi
+	DUET_BIN_DIR=$(BIN) cargo test --workspace --all-features --doc
+
+sim: deps ## the simulation over any number of seeds: SEEDS=1000 FROM=0
+	DUET_SIM_SEEDS=$(SEEDS) DUET_SIM_FROM=$(FROM) cargo test -p duet-tests --all-features --test simulation -- --nocapture
+
+figures: build ## measures what the README claims (several minutes)
+	DUET_BIN_DIR=$(BIN) cargo run -p duet-tests --all-features --bin figures
+
+clean-playground: ## removes the playground's directory
+	rm -rf $(DIR)
