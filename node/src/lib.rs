@@ -1,1 +1,2 @@
-//! node
+//! `duetd`: one node of a Duet cluster.
+pub mod config;
