@@ -470,6 +470,13 @@ value_bytes = 2_000_000
     }
 
     #[test]
+    fn the_packaged_file_is_valid() {
+        let config = resolve(include_str!("../../../packaging/duetd.toml"), &[]).unwrap();
+        assert_eq!(config.founders.len(), 3);
+        assert_eq!(config.tls.key, Path::new("/etc/duet/node.key"));
+    }
+
+    #[test]
     fn http_can_be_off() {
         assert!(resolve(FILE, &["--http", "off"]).unwrap().http.is_none());
     }
