@@ -65,6 +65,12 @@ pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, Error> {
     }
 }
 
+/// The id of a request whose rest cannot be read, so that its refusal finds the way back.
+#[must_use]
+pub fn id_of(body: &[u8]) -> Option<u64> {
+    postcard::take_from_bytes(body).ok().map(|(id, _)| id)
+}
+
 /// Puts a frame around a body.
 ///
 /// # Panics
