@@ -1,1 +1,381 @@
-//! RocksDB.
+//! The store on RocksDB, the only file that names it.
+//!
+//! In the directory lie `db/`, which is RocksDB's, and `synced`, twelve bytes: a lower bound for the sequence number
+//! up to which the log has been synced. RocksDB recovers to a point in time, which is right for a tail that power
+//! cut off, but it treats damage in the middle of the log alike: it opens, without what followed, votes and
+//! acknowledged writes included. The bound tells the two apart. It is written after each sync and never synced
+//! itself: whatever age of it survives, it claims no more than was durable.
+
+use std::{
+    fmt,
+    fs::{self, File, OpenOptions},
+    io,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Instant,
+};
+
+use bytes::Bytes;
+use rocksdb::{
+    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBIterator,
+    DBRecoveryMode, ErrorKind, IteratorMode, Options, ReadOptions, WriteBatch, WriteOptions, properties,
+};
+use self_cell::self_cell;
+
+use crate::{Batch, Edit, Family, Scan, Snapshot, Store, StoreError, StoreStats, View, layout};
+
+/// How much RocksDB may use. The defaults keep an idle node well under 100 MiB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RocksOptions {
+    /// Memory for blocks, indexes and filters, in bytes. 24 MiB; from 1 MiB.
+    pub cache_bytes: usize,
+    /// Memory for what is not in table files yet, all families together, in bytes. 32 MiB; from 4 MiB.
+    pub memtable_bytes: usize,
+    /// Log kept before memtables are flushed to let go of it, in bytes. 64 MiB. It bounds the time to recover.
+    pub wal_bytes: u64,
+    /// Threads that flush and compact. 2; from 1.
+    pub background_jobs: i32,
+}
+
+impl Default for RocksOptions {
+    fn default() -> RocksOptions {
+        RocksOptions { cache_bytes: 24 << 20, memtable_bytes: 32 << 20, wal_bytes: 64 << 20, background_jobs: 2 }
+    }
+}
+
+/// The store of the daemon.
+pub struct RocksStore {
+    db: Arc<DB>,
+    path: PathBuf,
+    synced: Mutex<Watermark>,
+    poison: OnceLock<StoreError>,
+    writes: AtomicU64,
+    written_bytes: AtomicU64,
+    syncs: AtomicU64,
+    sync_us: AtomicU64,
+}
+
+impl fmt::Debug for RocksStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RocksStore").field("path", &self.path).field("poisoned", &self.poison.get()).finish()
+    }
+}
+
+impl RocksStore {
+    /// Opens the store in a directory, which is created if it is not there.
+    ///
+    /// # Errors
+    /// [`StoreError::InUse`] if somebody has it open; [`StoreError::Corrupt`] if files are damaged or missing, or
+    /// the log ends before what was synced; [`StoreError::Io`] or [`StoreError::Full`] if the system refuses.
+    pub fn open(path: &Path, options: &RocksOptions) -> Result<RocksStore, StoreError> {
+        create_dir(path).map_err(|e| io_error("creating the data directory", path, &e))?;
+        let db = open_db(&path.join("db"), path, options)?;
+        let synced = Watermark::open(&path.join("synced"))?;
+        let recovered = db.latest_sequence_number();
+        if recovered < synced.claimed {
+            let claimed = synced.claimed;
+            let what =
+                format!("the log ends at {recovered}, but it was synced up to {claimed}: files are damaged or old");
+            return Err(StoreError::Corrupt { what });
+        }
+        Ok(RocksStore {
+            db: Arc::new(db),
+            path: path.to_owned(),
+            synced: Mutex::new(synced),
+            poison: OnceLock::new(),
+            writes: AtomicU64::new(0),
+            written_bytes: AtomicU64::new(0),
+            syncs: AtomicU64::new(0),
+            sync_us: AtomicU64::new(0),
+        })
+    }
+
+    fn healthy(&self) -> Result<(), StoreError> {
+        self.poison.get().map_or(Ok(()), |failure| Err(failure.clone()))
+    }
+
+    fn poisoned_by(&self, error: StoreError) -> StoreError {
+        let _ = self.poison.set(error.poison());
+        error
+    }
+
+    fn sum(&self, property: &properties::PropName) -> u64 {
+        let of = |family: &Family| {
+            let handle = self.db.cf_handle(family.name())?;
+            self.db.property_int_value_cf(handle, property).ok().flatten()
+        };
+        Family::ALL.iter().filter_map(of).sum()
+    }
+
+    fn figure(&self, property: &properties::PropName) -> u64 {
+        let handle = self.db.cf_handle(Family::Data.name());
+        handle.and_then(|h| self.db.property_int_value_cf(h, property).ok().flatten()).unwrap_or(0)
+    }
+}
+
+impl View for RocksStore {
+    fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        let found = self.db.get_pinned_cf(handle(&self.db, family)?, key).map_err(|e| failure("a read", &e))?;
+        Ok(found.map(|value| Bytes::copy_from_slice(&value)))
+    }
+
+    fn scan(&self, family: Family, from: &[u8], to: Option<&[u8]>) -> Result<Scan<'_>, StoreError> {
+        let options = range_options(from, to);
+        Ok(entries(self.db.iterator_cf_opt(handle(&self.db, family)?, options, IteratorMode::Start)))
+    }
+
+    fn scan_reverse(&self, family: Family, from: &[u8], to: Option<&[u8]>) -> Result<Scan<'_>, StoreError> {
+        let options = range_options(from, to);
+        Ok(entries(self.db.iterator_cf_opt(handle(&self.db, family)?, options, IteratorMode::End)))
+    }
+}
+
+impl Store for RocksStore {
+    fn write(&self, batch: Batch) -> Result<(), StoreError> {
+        self.healthy()?;
+        let bytes = batch.bytes() as u64;
+        let mut raw = WriteBatch::default();
+        for edit in batch.edits() {
+            match edit {
+                Edit::Put(family, key, value) => raw.put_cf(handle(&self.db, *family)?, key, value),
+                Edit::Delete(family, key) => raw.delete_cf(handle(&self.db, *family)?, key),
+                Edit::DeleteRange(family, from, to) => raw.delete_range_cf(handle(&self.db, *family)?, from, to),
+            }
+        }
+        self.db.write_opt(raw, &WriteOptions::default()).map_err(|e| self.poisoned_by(failure("a write", &e)))?;
+        self.writes.fetch_add(1, Ordering::Relaxed);
+        self.written_bytes.fetch_add(bytes, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<(), StoreError> {
+        self.healthy()?;
+        let started = Instant::now();
+        // Taken before the sync: what is published by now is in the log, and the sync covers it.
+        let reached = self.db.latest_sequence_number();
+        self.db.flush_wal(true).map_err(|e| self.poisoned_by(failure("a sync", &e)))?;
+        let mut synced = self.synced.lock().unwrap_or_else(PoisonError::into_inner);
+        synced.raise(reached).map_err(|e| self.poisoned_by(e))?;
+        drop(synced);
+        self.syncs.fetch_add(1, Ordering::Relaxed);
+        self.sync_us.fetch_add(started.elapsed().as_micros() as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn snapshot(&self) -> Arc<dyn Snapshot> {
+        Arc::new(RocksSnapshot { held: Held::new(self.db.clone(), |db| db.snapshot()) })
+    }
+
+    fn free_space(&self) -> Result<u64, StoreError> {
+        let stat = nix::sys::statvfs::statvfs(&self.path)
+            .map_err(|e| io_error("measuring the disk of", &self.path, &e.into()))?;
+        Ok(stat.blocks_available().saturating_mul(stat.fragment_size()))
+    }
+
+    fn stats(&self) -> StoreStats {
+        StoreStats {
+            writes: self.writes.load(Ordering::Relaxed),
+            written_bytes: self.written_bytes.load(Ordering::Relaxed),
+            syncs: self.syncs.load(Ordering::Relaxed),
+            sync_us: self.sync_us.load(Ordering::Relaxed),
+            memory_bytes: self.sum(properties::SIZE_ALL_MEM_TABLES)
+                + self.sum(properties::ESTIMATE_TABLE_READERS_MEM)
+                + self.figure(properties::BLOCK_CACHE_USAGE),
+            disk_bytes: self.sum(properties::LIVE_SST_FILES_SIZE),
+            pending_compaction_bytes: self.sum(properties::ESTIMATE_PENDING_COMPACTION_BYTES),
+            data_keys: self.figure(properties::ESTIMATE_NUM_KEYS),
+            stalled: self.figure(properties::IS_WRITE_STOPPED) > 0
+                || self.figure(properties::ACTUAL_DELAYED_WRITE_RATE) > 0,
+        }
+    }
+
+    fn poisoned(&self) -> Option<StoreError> {
+        self.poison.get().cloned()
+    }
+}
+
+type RawSnapshot<'a> = rocksdb::Snapshot<'a>;
+
+self_cell!(
+    /// A snapshot together with the database it borrows from, so that it can be sent and kept.
+    struct Held {
+        owner: Arc<DB>,
+        #[covariant]
+        dependent: RawSnapshot,
+    }
+);
+
+struct RocksSnapshot {
+    held: Held,
+}
+
+impl View for RocksSnapshot {
+    fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        let handle = handle(self.held.borrow_owner(), family)?;
+        let found = self.held.borrow_dependent().get_pinned_cf(handle, key).map_err(|e| failure("a read", &e))?;
+        Ok(found.map(|value| Bytes::copy_from_slice(&value)))
+    }
+
+    fn scan(&self, family: Family, from: &[u8], to: Option<&[u8]>) -> Result<Scan<'_>, StoreError> {
+        let (handle, options) = (handle(self.held.borrow_owner(), family)?, range_options(from, to));
+        Ok(entries(self.held.borrow_dependent().iterator_cf_opt(handle, options, IteratorMode::Start)))
+    }
+
+    fn scan_reverse(&self, family: Family, from: &[u8], to: Option<&[u8]>) -> Result<Scan<'_>, StoreError> {
+        let (handle, options) = (handle(self.held.borrow_owner(), family)?, range_options(from, to));
+        Ok(entries(self.held.borrow_dependent().iterator_cf_opt(handle, options, IteratorMode::End)))
+    }
+}
+
+fn handle(db: &DB, family: Family) -> Result<&ColumnFamily, StoreError> {
+    db.cf_handle(family.name()).ok_or_else(|| StoreError::corrupt(format!("no column family {}", family.name())))
+}
+
+fn range_options(from: &[u8], to: Option<&[u8]>) -> ReadOptions {
+    let mut options = ReadOptions::default();
+    options.set_iterate_lower_bound(from);
+    if let Some(to) = to {
+        // Crossed bounds are undefined to RocksDB; here they are an empty range.
+        options.set_iterate_upper_bound(to.max(from));
+    }
+    options
+}
+
+fn entries<'a>(raw: DBIterator<'a>) -> Scan<'a> {
+    Box::new(raw.map(|entry| {
+        let (key, value) = entry.map_err(|e| failure("a scan", &e))?;
+        Ok((Bytes::from(key), Bytes::from(value)))
+    }))
+}
+
+/// The file `synced`.
+struct Watermark {
+    file: File,
+    path: PathBuf,
+    claimed: u64,
+}
+
+impl Watermark {
+    const NAME: &[u8] = b"synced";
+
+    fn open(path: &Path) -> Result<Watermark, StoreError> {
+        let open = || {
+            let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+            let mut bytes = [0; 12];
+            let whole = match file.read_exact_at(&mut bytes, 0) {
+                Ok(()) => true,
+                Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => false,
+                Err(e) => return Err(e),
+            };
+            Ok((file, whole.then_some(bytes)))
+        };
+        let (file, bytes) = open().map_err(|e| io_error("opening", path, &e))?;
+        // A file that is short or torn was cut by a power failure before its first sync: it claims nothing.
+        let payload = bytes.and_then(|b| layout::unguard(Self::NAME, &Bytes::copy_from_slice(&b)).ok());
+        let claimed = payload.and_then(|p| p.as_ref().try_into().ok()).map_or(0, u64::from_be_bytes);
+        Ok(Watermark { file, path: path.to_owned(), claimed })
+    }
+
+    fn raise(&mut self, reached: u64) -> Result<(), StoreError> {
+        if reached > self.claimed {
+            let row = layout::guard(Self::NAME, &reached.to_be_bytes());
+            self.file.write_all_at(&row, 0).map_err(|e| io_error("writing", &self.path, &e))?;
+            self.claimed = reached;
+        }
+        Ok(())
+    }
+}
+
+fn open_db(db: &Path, path: &Path, limits: &RocksOptions) -> Result<DB, StoreError> {
+    let cache = Cache::new_lru_cache(limits.cache_bytes.max(1 << 20));
+    let families = Family::ALL.map(|f| ColumnFamilyDescriptor::new(f.name(), family_options(f, &cache, limits)));
+    DB::open_cf_descriptors(&database_options(limits), db, families).map_err(|e| match e.kind() {
+        ErrorKind::IOError if e.as_ref().contains("LOCK") && e.as_ref().contains("lock") => {
+            StoreError::InUse { path: path.to_owned() }
+        }
+        // What is missing or makes no sense in a directory that exists was there once.
+        ErrorKind::InvalidArgument | ErrorKind::NotFound => StoreError::corrupt(e.into_string()),
+        ErrorKind::IOError if e.as_ref().contains("No such file") => StoreError::corrupt(e.into_string()),
+        _ => failure("opening", &e),
+    })
+}
+
+fn database_options(limits: &RocksOptions) -> Options {
+    let mut options = Options::default();
+    options.create_if_missing(true);
+    options.create_missing_column_families(true);
+    options.set_paranoid_checks(true);
+    options.set_track_and_verify_wals_in_manifest(true);
+    options.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
+    options.set_max_total_wal_size(limits.wal_bytes);
+    options.set_db_write_buffer_size(limits.memtable_bytes.max(4 << 20));
+    options.set_max_background_jobs(limits.background_jobs.max(1));
+    options.set_max_open_files(512);
+    // Smooths the writing of tables, so that a flush does not delay the log's fsync behind it.
+    options.set_bytes_per_sync(1 << 20);
+    options.set_max_manifest_file_size(16 << 20);
+    options.set_keep_log_file_num(4);
+    options.set_max_log_file_size(4 << 20);
+    options.set_stats_dump_period_sec(0);
+    options.set_stats_persist_period_sec(0);
+    options.set_skip_stats_update_on_db_open(true);
+    options
+}
+
+fn family_options(family: Family, cache: &Cache, limits: &RocksOptions) -> Options {
+    let mut table = BlockBasedOptions::default();
+    table.set_block_cache(cache);
+    table.set_cache_index_and_filter_blocks(true);
+    table.set_pin_l0_filter_and_index_blocks_in_cache(true);
+    table.set_format_version(5);
+    // Point reads of keys that may not be there; the others are read in order, by key ranges.
+    if matches!(family, Family::Data | Family::RaftState) {
+        table.set_bloom_filter(10.0, false);
+        table.set_optimize_filters_for_memory(true);
+    }
+    let mut options = Options::default();
+    options.set_block_based_table_factory(&table);
+    options.set_level_compaction_dynamic_level_bytes(true);
+    options.set_max_write_buffer_number(3);
+    let share = match family {
+        Family::Data | Family::RaftLog => limits.memtable_bytes / 4,
+        Family::RaftState | Family::Origin => limits.memtable_bytes / 8,
+        Family::Node | Family::Namespace => limits.memtable_bytes / 32,
+    };
+    options.set_write_buffer_size(share.max(1 << 20));
+    options.set_target_file_size_base(32 << 20);
+    // Entries of the log are deleted soon; compressing them first would be work for nothing.
+    let lz4 = matches!(family, Family::Data | Family::Origin);
+    options.set_compression_type(if lz4 { DBCompressionType::Lz4 } else { DBCompressionType::None });
+    options
+}
+
+/// Creates a directory and makes its name durable.
+fn create_dir(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    fs::create_dir_all(path)?;
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => File::open(parent)?.sync_all(),
+        _ => Ok(()),
+    }
+}
+
+fn failure(doing: &str, error: &rocksdb::Error) -> StoreError {
+    let what = format!("{doing}: {error}");
+    match error.kind() {
+        ErrorKind::Corruption => StoreError::Corrupt { what },
+        _ if error.as_ref().contains("No space left") => StoreError::Full { what },
+        _ => StoreError::Io { what },
+    }
+}
+
+fn io_error(doing: &str, path: &Path, error: &io::Error) -> StoreError {
+    let what = format!("{doing} {}: {error}", path.display());
+    if error.kind() == io::ErrorKind::StorageFull { StoreError::Full { what } } else { StoreError::Io { what } }
+}

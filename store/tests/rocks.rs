@@ -1,0 +1,193 @@
+//! What only RocksDB can get wrong: locks, damaged files, kills.
+#![cfg(feature = "rocks")]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use duet_store::{Batch, Committer, Family, Store, StoreError, View, rocks::RocksOptions, rocks::RocksStore};
+
+fn open(path: &Path) -> Result<RocksStore, StoreError> {
+    RocksStore::open(path, &RocksOptions::default())
+}
+
+fn put(store: &RocksStore, n: u32) {
+    let mut batch = Batch::new();
+    batch.put(Family::RaftLog, n.to_be_bytes().to_vec(), vec![n as u8; 1000]);
+    store.write(batch).unwrap();
+}
+
+fn count(view: &dyn View) -> usize {
+    view.scan(Family::RaftLog, b"", None).unwrap().map(|e| e.unwrap()).count()
+}
+
+/// The files of the database that end in `ending`, the newest last.
+fn files(path: &Path, ending: &str) -> Vec<PathBuf> {
+    let all = fs::read_dir(path.join("db")).unwrap().map(|e| e.unwrap().path());
+    let mut files: Vec<PathBuf> = all.filter(|p| p.to_string_lossy().ends_with(ending)).collect();
+    files.sort();
+    files
+}
+
+/// A copy of the directory of a store that runs: what a kill would leave.
+fn copy(from: &Path) -> tempfile::TempDir {
+    let to = tempfile::tempdir().unwrap();
+    fs::create_dir(to.path().join("db")).unwrap();
+    for (from, to) in [(from.to_owned(), to.path().to_owned()), (from.join("db"), to.path().join("db"))] {
+        for file in fs::read_dir(from).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_file()) {
+            fs::copy(&file, to.join(file.file_name().unwrap())).unwrap();
+        }
+    }
+    to
+}
+
+fn corrupt(result: Result<RocksStore, StoreError>) -> String {
+    match result {
+        Err(StoreError::Corrupt { what }) => what,
+        other => panic!("expected corruption, got {other:?}"),
+    }
+}
+
+#[test]
+fn a_second_one_is_told_that_it_is_in_use() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("made/by/open");
+    let first = open(&path).unwrap();
+    assert_eq!(open(&path).unwrap_err(), StoreError::InUse { path: path.clone() });
+    drop(first);
+    open(&path).unwrap();
+}
+
+#[test]
+fn a_kill_loses_nothing_and_a_torn_tail_only_what_was_not_synced() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).unwrap();
+    (0..50).for_each(|n| put(&store, n));
+    store.sync().unwrap();
+    (50..100).for_each(|n| put(&store, n));
+    assert_eq!(count(&open(copy(dir.path()).path()).unwrap()), 100);
+
+    let torn = copy(dir.path());
+    let log = files(torn.path(), ".log").pop().unwrap();
+    let length = fs::metadata(&log).unwrap().len();
+    fs::OpenOptions::new().write(true).open(&log).unwrap().set_len(length - 10_500).unwrap();
+    let reopened = open(torn.path()).unwrap();
+    let left = count(&reopened);
+    assert!((50..100).contains(&left), "{left}");
+    put(&reopened, 1000);
+    reopened.sync().unwrap();
+    drop(reopened);
+    assert_eq!(count(&open(torn.path()).unwrap()), left + 1);
+}
+
+#[test]
+fn a_log_damaged_before_its_synced_end_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).unwrap();
+    (0..100).for_each(|n| put(&store, n));
+    store.sync().unwrap();
+    drop(store);
+
+    let flipped = copy(dir.path());
+    let log = files(flipped.path(), ".log").pop().unwrap();
+    let mut bytes = fs::read(&log).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&log, bytes).unwrap();
+    let what = corrupt(open(flipped.path()));
+    assert!(what.contains("synced"), "{what}");
+    corrupt(open(flipped.path()));
+
+    let cut = copy(dir.path());
+    let log = files(cut.path(), ".log").pop().unwrap();
+    fs::OpenOptions::new().write(true).open(&log).unwrap().set_len(50_000).unwrap();
+    corrupt(open(cut.path()));
+
+    let lost = copy(dir.path());
+    files(lost.path(), ".log").iter().for_each(|log| fs::remove_file(log).unwrap());
+    corrupt(open(lost.path()));
+
+    assert_eq!(count(&open(dir.path()).unwrap()), 100, "the original is whole");
+}
+
+#[test]
+fn missing_and_damaged_files_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).unwrap();
+    (0..100).for_each(|n| put(&store, n));
+    store.sync().unwrap();
+    drop(store);
+    // Opening moves what is in the log to table files.
+    drop(open(dir.path()).unwrap());
+    assert!(!files(dir.path(), ".sst").is_empty());
+
+    let manifest = fs::read_to_string(dir.path().join("db/CURRENT")).unwrap();
+    for name in ["CURRENT", manifest.trim()] {
+        let missing = copy(dir.path());
+        fs::remove_file(missing.path().join("db").join(name)).unwrap();
+        corrupt(open(missing.path()));
+
+        let damaged = copy(dir.path());
+        fs::write(damaged.path().join("db").join(name), "nonsense\n").unwrap();
+        corrupt(open(damaged.path()));
+    }
+    let missing = copy(dir.path());
+    files(missing.path(), ".sst").iter().for_each(|table| fs::remove_file(table).unwrap());
+    corrupt(open(missing.path()));
+}
+
+#[test]
+fn a_damaged_block_is_never_served() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).unwrap();
+    (0..100).for_each(|n| put(&store, n));
+    store.sync().unwrap();
+    drop(store);
+    drop(open(dir.path()).unwrap());
+    for table in files(dir.path(), ".sst") {
+        let mut bytes = fs::read(&table).unwrap();
+        if let Some(byte) = bytes.get_mut(40_000) {
+            *byte ^= 1;
+        }
+        fs::write(&table, bytes).unwrap();
+    }
+    let store = open(dir.path()).unwrap();
+    let error = store.scan(Family::RaftLog, b"", None).unwrap().find_map(Result::err);
+    assert!(matches!(error, Some(StoreError::Corrupt { .. })), "{error:?}");
+    let gets = (0..100u32).map(|n| store.get(Family::RaftLog, &n.to_be_bytes()));
+    let (bad, good): (Vec<_>, Vec<_>) = gets.partition(Result::is_err);
+    assert!(!bad.is_empty() && !good.is_empty());
+    assert!(bad.into_iter().all(|e| matches!(e, Err(StoreError::Corrupt { .. }))));
+}
+
+#[test]
+fn a_path_that_cannot_be_is_an_io_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    fs::write(&file, "").unwrap();
+    assert!(matches!(open(&file.join("below")), Err(StoreError::Io { .. })));
+}
+
+#[tokio::test]
+async fn the_committer_groups_and_releases_the_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Arc::new(open(dir.path()).unwrap());
+    let committer = Committer::start_thread(store.clone()).unwrap();
+    let mut waiting = Vec::new();
+    for n in 0..2000u32 {
+        let mut batch = Batch::new();
+        batch.put(Family::RaftLog, n.to_be_bytes().to_vec(), "entry");
+        waiting.push(committer.submit(batch));
+    }
+    for committed in waiting {
+        tokio::time::timeout(Duration::from_secs(60), committed).await.expect("it commits").unwrap();
+    }
+    let stats = committer.stats();
+    assert!(stats.groups < 2000 && stats.batches == 2000, "{stats:?}");
+    committer.stop().await;
+    drop(store);
+    assert_eq!(count(&open(dir.path()).unwrap()), 2000);
+}
