@@ -1,1 +1,22 @@
-//! cli
+//! `duet`: the command line.
+//!
+//! ```text
+//! arguments ─ args ─▶ verbs ─ duet-client ─▶ cluster        files, text    import and export, binary-safe
+//!                       │                                   status         what nodes say, side by side
+//!                       ▼                                   playground     real nodes on this machine
+//!             output: a table or one JSON document          pki            certificates
+//!             failure: a message, an exit code              bench, demo    measure it, show it
+//! ```
+//!
+//! What scripts may rely on (verbs, exit codes, the shape of documents) is in `specs/command-line.md`. The client
+//! library does all that talks to a cluster: retries, leaders and sessions are none of this crate's business.
+
+pub mod args;
+pub mod choice;
+pub mod failure;
+pub mod files;
+pub mod output;
+pub mod pki;
+pub mod playground;
+pub mod status;
+pub mod text;

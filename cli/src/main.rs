@@ -1,0 +1,3 @@
+//! `duet`: see the library beside this file.
+
+fn main() {}

@@ -1,0 +1,442 @@
+//! `duet status`: what every node says of itself, put side by side.
+//!
+//! Nodes are asked one by one, so two answers are never of the same instant. What is compared is only what must agree
+//! nevertheless: the epoch and mode of a namespace, that a term has one leader, and the digests of strong replicas that
+//! have applied the same position.
+
+use std::collections::BTreeMap;
+
+use duet_proto::{
+    GroupRole, Mode, NamespaceInfo, NamespaceStatus, NodeId, NodeInfo, NodeStatus, Phase, QuorumHealth, Topology,
+};
+use serde::Serialize;
+
+use crate::output::{size, span, table};
+
+/// The state of a cluster. `healthy` says whether `problems` is empty.
+#[derive(Clone, Debug, Serialize)]
+#[allow(missing_docs)]
+pub struct Report {
+    pub cluster: String,
+    pub healthy: bool,
+    pub problems: Vec<String>,
+    pub nodes: Vec<NodeRow>,
+    pub namespaces: Vec<NamespaceRow>,
+}
+
+/// A node of the catalog. What is `None` is not known, because it did not answer.
+#[derive(Clone, Debug, Serialize)]
+#[allow(missing_docs)]
+pub struct NodeRow {
+    pub id: NodeId,
+    pub address: String,
+    pub reachable: bool,
+    pub error: Option<String>,
+    pub version: Option<String>,
+    pub boot: Option<u64>,
+    pub uptime_ms: Option<u64>,
+    pub disk_free: Option<u64>,
+    pub disk_full: Option<bool>,
+    pub connected: Vec<NodeId>,
+}
+
+/// A namespace of the catalog and its replicas.
+#[derive(Clone, Debug, Serialize)]
+#[allow(missing_docs)]
+pub struct NamespaceRow {
+    pub name: String,
+    pub id: u64,
+    pub mode: Mode,
+    pub epoch: u32,
+    pub phase: Phase,
+    pub copies: u32,
+    pub leader: Option<NodeId>,
+    pub quorum: QuorumHealth,
+    pub agreed: bool,
+    pub members: Vec<MemberRow>,
+}
+
+/// One replica. `replica` is `None` if its node did not answer or holds none.
+#[derive(Clone, Debug, Serialize)]
+#[allow(missing_docs)]
+pub struct MemberRow {
+    pub node: NodeId,
+    pub reachable: bool,
+    pub replica: Option<Replica>,
+    /// In what this member is at odds with the others, if it is.
+    pub disagrees: Option<String>,
+}
+
+/// What a replica says of itself.
+#[derive(Clone, Debug, Serialize)]
+#[allow(missing_docs)]
+pub struct Replica {
+    pub mode: Mode,
+    pub epoch: u32,
+    pub role: GroupRole,
+    pub quorum: QuorumHealth,
+    pub term: u64,
+    pub leader: Option<NodeId>,
+    pub first: u64,
+    pub last: u64,
+    pub committed: u64,
+    pub applied: u64,
+    /// Committed positions, as far as any member knows, that it has not applied.
+    pub lag: u64,
+    pub keys: u64,
+    pub tombstones: u64,
+    /// Thirty-two hexadecimal digits.
+    pub digest: String,
+}
+
+impl Report {
+    /// Puts the answers side by side; an answer is a status, or why there is none.
+    #[must_use]
+    pub fn new(topology: &Topology, answers: &BTreeMap<NodeId, Result<NodeStatus, String>>) -> Report {
+        let mut problems = Vec::new();
+        let nodes = topology.nodes.iter().map(|node| node_row(node, answers.get(&node.id), &mut problems)).collect();
+        let namespaces = topology.namespaces.iter().map(|info| namespace_row(info, answers, &mut problems)).collect();
+        Report { cluster: topology.cluster.to_string(), healthy: problems.is_empty(), problems, nodes, namespaces }
+    }
+
+    /// The report for people.
+    #[must_use]
+    pub fn render(&self) -> String {
+        let mut text = table(
+            &["NODE", "ADDRESS", "STATE", "VERSION", ">STARTS", ">UPTIME", ">DISK FREE", "CONNECTED"],
+            self.nodes.iter().map(|n| {
+                let state = match (n.reachable, n.disk_full) {
+                    (false, _) => "✗ unreachable",
+                    (true, Some(true)) => "✗ disk full",
+                    (true, _) => "up",
+                };
+                vec![
+                    n.id.to_string(),
+                    n.address.clone(),
+                    state.into(),
+                    n.version.clone().unwrap_or_else(dash),
+                    n.boot.map_or_else(dash, |b| b.to_string()),
+                    n.uptime_ms.map_or_else(dash, span),
+                    n.disk_free.map_or_else(dash, size),
+                    if n.reachable { list(&n.connected) } else { dash() },
+                ]
+            }),
+        );
+        text.push('\n');
+        let rows = self.namespaces.iter().flat_map(|namespace| {
+            namespace.members.iter().enumerate().map(|(at, member)| member_cells(namespace, member, at == 0))
+        });
+        text += &table(
+            &[
+                "NAMESPACE",
+                "MODE",
+                ">EPOCH",
+                "QUORUM",
+                "NODE",
+                "ROLE",
+                ">TERM",
+                ">APPLIED",
+                ">LAG",
+                ">KEYS",
+                "DIGEST",
+                "",
+            ],
+            rows,
+        );
+        text.push('\n');
+        if self.healthy {
+            text += &format!("cluster {} is healthy\n", self.cluster);
+        } else {
+            self.problems.iter().for_each(|problem| text += &format!("✗ {problem}\n"));
+        }
+        text
+    }
+}
+
+fn member_cells(namespace: &NamespaceRow, member: &MemberRow, first: bool) -> Vec<String> {
+    let head = |text: String| if first { text } else { String::new() };
+    let phase = match namespace.phase {
+        Phase::Stable => String::new(),
+        other => format!(" ({})", word(other)),
+    };
+    let mut cells = vec![
+        head(namespace.name.clone()),
+        head(format!("{}{phase}", namespace.mode)),
+        head(namespace.epoch.to_string()),
+        head(word(namespace.quorum)),
+        member.node.to_string(),
+    ];
+    match &member.replica {
+        Some(r) => cells.extend([
+            word(r.role),
+            r.term.to_string(),
+            r.applied.to_string(),
+            r.lag.to_string(),
+            r.keys.to_string(),
+            r.digest[..8].to_owned(),
+        ]),
+        None => {
+            cells.push(if member.reachable { "no replica" } else { "unreachable" }.into());
+            cells.extend(std::iter::repeat_with(dash).take(5));
+        }
+    }
+    cells.push(member.disagrees.as_ref().map_or_else(String::new, |why| format!("✗ {why}")));
+    cells
+}
+
+fn node_row(node: &NodeInfo, answer: Option<&Result<NodeStatus, String>>, problems: &mut Vec<String>) -> NodeRow {
+    let mut row = NodeRow {
+        id: node.id,
+        address: node.address.clone(),
+        reachable: false,
+        error: None,
+        version: None,
+        boot: None,
+        uptime_ms: None,
+        disk_free: None,
+        disk_full: None,
+        connected: Vec::new(),
+    };
+    match answer {
+        Some(Ok(status)) => {
+            row.reachable = true;
+            row.version = Some(status.version.clone());
+            row.boot = Some(status.boot.0);
+            row.uptime_ms = Some(status.uptime_ms);
+            row.disk_free = Some(status.disk_free);
+            row.disk_full = Some(status.disk_full);
+            row.connected.clone_from(&status.connected);
+            if status.disk_full {
+                problems.push(format!("node {}: the disk is full, {} are free", node.id, size(status.disk_free)));
+            }
+        }
+        other => {
+            let why = other.and_then(|o| o.as_ref().err().cloned()).unwrap_or_else(|| "it was not asked".into());
+            problems.push(format!("node {} at {} is unreachable: {why}", node.id, node.address));
+            row.error = Some(why);
+        }
+    }
+    row
+}
+
+fn namespace_row(
+    info: &NamespaceInfo,
+    answers: &BTreeMap<NodeId, Result<NodeStatus, String>>,
+    problems: &mut Vec<String>,
+) -> NamespaceRow {
+    let status = |node: &NodeId| answers.get(node).and_then(|answer| answer.as_ref().ok());
+    let replica_of = |node: &NodeId| status(node).and_then(|s| s.namespaces.iter().find(|n| n.id == info.id));
+    let replicas: Vec<(NodeId, &NamespaceStatus)> =
+        info.members.iter().filter_map(|node| Some((*node, replica_of(node)?))).collect();
+    let committed = replicas.iter().map(|(_, r)| r.committed.max(r.applied)).max().unwrap_or(0);
+    // The leader of the highest term that anyone knows of; an older one may not know yet that it is none.
+    let leader = replicas.iter().filter(|(_, r)| r.role == GroupRole::Leader).max_by_key(|(_, r)| r.term);
+    let quorum = match leader {
+        _ if info.mode == Mode::Eventual => QuorumHealth::NotNeeded,
+        Some((_, leader)) => leader.quorum,
+        None => QuorumHealth::Lost,
+    };
+    let members: Vec<MemberRow> = info
+        .members
+        .iter()
+        .map(|node| {
+            let replica = replica_of(node);
+            let row = MemberRow {
+                node: *node,
+                reachable: status(node).is_some(),
+                replica: replica.map(|r| replica_row(r, committed)),
+                disagrees: replica.and_then(|r| odds(info, *node, r, &replicas)),
+            };
+            let name = &info.name;
+            match (&row.disagrees, replica) {
+                (Some(why), _) => problems.push(format!("namespace {name}, node {node}: {why}")),
+                (None, Some(r)) if r.role == GroupRole::Failed => {
+                    problems.push(format!("namespace {name}, node {node}: the replica has failed"));
+                }
+                (None, None) if row.reachable && info.phase == Phase::Stable => {
+                    problems.push(format!("namespace {name}, node {node}: holds no replica"));
+                }
+                _ => {}
+            }
+            row
+        })
+        .collect();
+    match quorum {
+        QuorumHealth::Lost => problems.push(format!("namespace {}: no quorum", info.name)),
+        QuorumHealth::Degraded => problems.push(format!("namespace {}: not every voter answers", info.name)),
+        QuorumHealth::Healthy | QuorumHealth::NotNeeded => {}
+    }
+    NamespaceRow {
+        name: info.name.to_string(),
+        id: info.id.0,
+        mode: info.mode,
+        epoch: info.epoch.0,
+        phase: info.phase,
+        copies: info.copies,
+        leader: leader.map(|(node, _)| *node),
+        quorum,
+        agreed: members.iter().all(|m| m.disagrees.is_none()),
+        members,
+    }
+}
+
+fn replica_row(r: &NamespaceStatus, committed: u64) -> Replica {
+    Replica {
+        mode: r.mode,
+        epoch: r.epoch.0,
+        role: r.role,
+        quorum: r.quorum,
+        term: r.term,
+        leader: r.leader,
+        first: r.first,
+        last: r.last,
+        committed: r.committed,
+        applied: r.applied,
+        lag: committed.saturating_sub(r.applied),
+        keys: r.keys,
+        tombstones: r.tombstones,
+        digest: r.digest.to_string(),
+    }
+}
+
+/// In what a replica is at odds with the catalog or with another replica.
+fn odds(
+    info: &NamespaceInfo,
+    node: NodeId,
+    mine: &NamespaceStatus,
+    all: &[(NodeId, &NamespaceStatus)],
+) -> Option<String> {
+    if mine.epoch != info.epoch {
+        return Some(format!("is in epoch {}, the catalog in {}", mine.epoch, info.epoch));
+    }
+    if mine.mode != info.mode {
+        return Some(format!("is {}, the catalog says {}", mine.mode, info.mode));
+    }
+    let strong = mine.mode == Mode::Strong;
+    all.iter().filter(|(other, r)| *other != node && r.epoch == mine.epoch).find_map(|(other, theirs)| {
+        if strong && mine.applied == theirs.applied && mine.digest != theirs.digest {
+            return Some(format!("has other data than node {other} at position {}", mine.applied));
+        }
+        let lead = |r: &NamespaceStatus| r.role == GroupRole::Leader;
+        (lead(mine) && lead(theirs) && mine.term == theirs.term)
+            .then(|| format!("leads term {}, as node {other} does", mine.term))
+    })
+}
+
+fn dash() -> String {
+    "–".into()
+}
+
+fn list(nodes: &[NodeId]) -> String {
+    nodes.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+}
+
+/// The word that JSON has for it.
+pub(crate) fn word(value: impl Serialize) -> String {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(word)) => word,
+        Ok(other) => other.to_string(),
+        Err(_) => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use duet_proto::{Boot, Digest, Epoch, NamespaceId};
+
+    use super::*;
+
+    fn replica(node: u32, applied: u64, digest: u128) -> NamespaceStatus {
+        let leads = node == 1;
+        NamespaceStatus {
+            id: NamespaceId(1),
+            name: "orders".parse().unwrap(),
+            mode: Mode::Strong,
+            epoch: Epoch(1),
+            phase: Phase::Stable,
+            role: if leads { GroupRole::Leader } else { GroupRole::Follower },
+            quorum: QuorumHealth::Healthy,
+            term: 3,
+            leader: Some(NodeId(1)),
+            last: applied,
+            committed: applied,
+            applied,
+            first: 1,
+            keys: 2,
+            tombstones: 0,
+            digest: Digest(digest),
+            members: vec![],
+        }
+    }
+
+    fn cluster(replicas: [Option<NamespaceStatus>; 3]) -> Report {
+        let nodes = (1..=3).map(|id| NodeInfo { id: NodeId(id), address: format!("host:{id}"), boot: Boot(1) });
+        let topology = Topology {
+            cluster: "test".parse().unwrap(),
+            me: NodeId(1),
+            nodes: nodes.clone().collect(),
+            namespaces: vec![NamespaceInfo {
+                id: NamespaceId(1),
+                name: "orders".parse().unwrap(),
+                mode: Mode::Strong,
+                epoch: Epoch(1),
+                phase: Phase::Stable,
+                members: nodes.clone().map(|n| n.id).collect(),
+                copies: 1,
+                leader: None,
+            }],
+            version: 1,
+        };
+        let answers = nodes.zip(replicas).map(|(node, replica)| {
+            let status = replica.map(|replica| NodeStatus {
+                node: node.id,
+                address: node.address,
+                version: "0.1.0".into(),
+                boot: Boot(2),
+                uptime_ms: 61_000,
+                disk_free: 1 << 30,
+                disk_full: false,
+                connected: vec![],
+                namespaces: vec![replica],
+            });
+            (node.id, status.ok_or_else(|| "timed out".to_owned()))
+        });
+        Report::new(&topology, &answers.collect())
+    }
+
+    #[test]
+    fn agreement_is_healthy() {
+        let report = cluster([Some(replica(1, 9, 5)), Some(replica(2, 9, 5)), Some(replica(3, 7, 4))]);
+        assert!(report.healthy && report.namespaces[0].agreed, "{:?}", report.problems);
+        assert_eq!(report.namespaces[0].members[2].replica.as_ref().unwrap().lag, 2);
+        assert!(report.render().ends_with("cluster test is healthy\n"));
+    }
+
+    #[test]
+    fn other_data_at_the_same_position_is_marked() {
+        let report = cluster([Some(replica(1, 9, 5)), Some(replica(2, 9, 6)), Some(replica(3, 9, 5))]);
+        assert!(!report.healthy && !report.namespaces[0].agreed);
+        assert!(report.render().contains("✗ has other data than node 1 at position 9"), "{}", report.render());
+    }
+
+    #[test]
+    fn a_lost_leader_and_node_are_told() {
+        let mut two = replica(2, 9, 5);
+        two.role = GroupRole::Candidate;
+        let report = cluster([None, Some(two), None]);
+        assert_eq!(report.namespaces[0].quorum, QuorumHealth::Lost);
+        let text = report.render();
+        assert!(
+            text.contains("node 1 at host:1 is unreachable: timed out") && text.contains("orders: no quorum"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn another_epoch_is_marked() {
+        let mut two = replica(2, 9, 5);
+        two.epoch = Epoch(2);
+        let report = cluster([Some(replica(1, 9, 5)), Some(two), Some(replica(3, 9, 5))]);
+        assert_eq!(report.namespaces[0].members[1].disagrees.as_deref(), Some("is in epoch 2, the catalog in 1"));
+    }
+}
