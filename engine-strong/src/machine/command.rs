@@ -1,0 +1,152 @@
+//! Commands: what the entries of a group's log say.
+//!
+//! One version byte, then postcard. An entry without data (a new leader's first, a change of members) is a
+//! [`Command::Noop`]. The variants after `Write` are reserved, in this order, for what a change of mode needs: the seal
+//! of an epoch, and late writes that bring their own stamps.
+
+use duet_proto::{Boot, Hlc, NodeId, Op, Try};
+use serde::{Deserialize, Serialize};
+
+const VERSION: u8 = 1;
+
+/// Names one proposal of one start of one node. Never used twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct RequestId {
+    /// The node that proposed it, and whose name its stamp carries.
+    pub node: NodeId,
+    /// Which start of that node.
+    pub boot: Boot,
+    /// Counts the proposals of that start.
+    pub counter: u64,
+}
+
+/// What an entry says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command {
+    /// Nothing; it only takes its place in the log.
+    Noop,
+    /// A client's write.
+    Write(Write),
+}
+
+/// A client's write.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Write {
+    /// Who proposed it, and waits for its answer.
+    pub request: RequestId,
+    /// The proposer's clock: the stamp is no earlier.
+    pub proposed: Hlc,
+    /// What makes a retry of it safe.
+    pub attempt: Option<Try>,
+    /// The write. The proposer has validated it; a read here is refused.
+    pub op: Op,
+}
+
+/// Bytes that are not a command of a version that this build knows. An entry is checksummed by the log, so this is
+/// never a damaged disk: the entry was written by a newer version, or by a bug.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the log entry is not a command: {why}")]
+pub struct CommandError {
+    /// What is wrong with it.
+    pub why: String,
+}
+
+impl Command {
+    /// The bytes of the entry.
+    ///
+    /// # Panics
+    /// Never: a command serializes, and the buffer grows.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        if *self == Command::Noop {
+            return Vec::new();
+        }
+        let mut bytes = Vec::with_capacity(self.size_hint());
+        bytes.push(VERSION);
+        postcard::to_extend(self, bytes).expect("plain data serializes into memory")
+    }
+
+    /// Reads the bytes of an entry; none at all are a [`Command::Noop`].
+    ///
+    /// # Errors
+    /// If it is not exactly one command.
+    pub fn decode(bytes: &[u8]) -> Result<Command, CommandError> {
+        match bytes.split_first() {
+            None => Ok(Command::Noop),
+            Some((&VERSION, body)) => match postcard::take_from_bytes(body) {
+                Ok((command, [])) => Ok(command),
+                Ok((_, rest)) => Err(CommandError { why: format!("{} bytes after it", rest.len()) }),
+                Err(error) => Err(CommandError { why: error.to_string() }),
+            },
+            Some((version, _)) => Err(CommandError { why: format!("version {version}; this build reads {VERSION}") }),
+        }
+    }
+
+    /// Bytes that the encoding of a write of one key fits in, so that the buffer is allocated once.
+    fn size_hint(&self) -> usize {
+        const FIXED: usize = 128;
+        let mutation = match self {
+            Command::Write(Write { op: Op::Write { mutation } | Op::CompareAndSet { mutation, .. }, .. }) => mutation,
+            _ => return FIXED,
+        };
+        let value = if let duet_proto::Change::Put(value) = &mutation.change { value.len() } else { 0 };
+        FIXED + mutation.key.len() + value
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use duet_proto::{Epoch, Mutation, SessionId};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn write(key: Vec<u8>, value: Vec<u8>) -> Command {
+        let session = SessionId(u128::MAX);
+        Command::Write(Write {
+            request: RequestId { node: NodeId(3), boot: Boot(u64::MAX), counter: u64::MAX },
+            proposed: Hlc::MAX,
+            attempt: Some(Try { session, sequence: 9, answered_below: 8, seen: 7, epoch: Epoch::FIRST }),
+            op: Op::Write { mutation: Mutation::put(key, value) },
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn reads_back_and_every_cut_is_refused(
+            key in prop::collection::vec(any::<u8>(), 1..20),
+            value in prop::collection::vec(any::<u8>(), 0..40),
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let command = write(key, value);
+            let bytes = command.encode();
+            prop_assert!(bytes.capacity() <= command.size_hint(), "one allocation");
+            prop_assert_eq!(Command::decode(&bytes), Ok(command));
+            let cut = 1 + cut.index(bytes.len() - 1);
+            prop_assert!(Command::decode(&bytes[..cut]).is_err());
+        }
+
+        #[test]
+        fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
+            let _ = Command::decode(&bytes);
+        }
+    }
+
+    #[test]
+    fn an_empty_entry_is_a_noop() {
+        assert_eq!(Command::decode(&Command::Noop.encode()), Ok(Command::Noop));
+        assert!(Command::decode(&[VERSION + 1, 0]).is_err());
+    }
+
+    /// The bytes on disk and wire: a change here needs another version.
+    #[test]
+    fn the_bytes_are_these() {
+        let command = Command::Write(Write {
+            request: RequestId { node: NodeId(3), boot: Boot(4), counter: 5 },
+            proposed: Hlc(6),
+            attempt: None,
+            op: Op::Write { mutation: Mutation::put("k", "v") },
+        });
+        assert_eq!(command.encode(), [1, 1, 3, 4, 5, 6, 0, 2, 1, b'k', 0, 1, b'v']);
+    }
+}
