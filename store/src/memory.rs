@@ -132,8 +132,8 @@ struct State {
 
 /// The memory twin.
 ///
-/// A crash returns the store that a restarted node would find; the old handle then fails every write, so that no
-/// task left over from before can reach the new one.
+/// A crash returns the store that a restarted node would find; the old handle then answers nothing but
+/// [`StoreError::Closed`], so that no task left over from before can reach the new one or speak for it.
 pub struct MemoryStore {
     state: Mutex<State>,
 }
@@ -232,6 +232,12 @@ impl MemoryStore {
 }
 
 impl State {
+    /// What can be read: a failed disk as before, a crashed one not at all. An absent key and a lost disk must not
+    /// look alike to a task left over from before the crash.
+    fn alive(&self) -> Result<&Tables, StoreError> {
+        if self.poison == Some(StoreError::Closed) { Err(StoreError::Closed) } else { Ok(&self.now) }
+    }
+
     fn healthy(&self) -> Result<(), StoreError> {
         self.poison.clone().map_or(Ok(()), Err)
     }
@@ -249,16 +255,16 @@ impl State {
 
 impl View for MemoryStore {
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
-        self.lock().now.get(family, key)
+        self.lock().alive()?.get(family, key)
     }
 
     fn scan(&self, family: Family, from: &[u8], to: Option<&[u8]>) -> Result<Scan<'_>, StoreError> {
-        let table = self.lock().now.family(family).clone();
+        let table = self.lock().alive()?.family(family).clone();
         Ok(Box::new(Walk::new(table, from, to)))
     }
 
     fn scan_reverse(&self, family: Family, from: &[u8], to: Option<&[u8]>) -> Result<Scan<'_>, StoreError> {
-        let table = self.lock().now.family(family).clone();
+        let table = self.lock().alive()?.family(family).clone();
         Ok(Box::new(Walk::new(table, from, to).rev()))
     }
 }

@@ -322,7 +322,6 @@ fn database_options(limits: &RocksOptions) -> Options {
     options.set_max_log_file_size(4 << 20);
     options.set_stats_dump_period_sec(0);
     options.set_stats_persist_period_sec(0);
-    options.set_skip_stats_update_on_db_open(true);
     options
 }
 

@@ -1,4 +1,5 @@
 //! Order, grouping and failure of the committer; crashes of the memory twin beneath it.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::{
     sync::{Arc, Mutex},
@@ -91,6 +92,7 @@ async fn a_crash_during_the_sync_kills_the_old_handle() {
     let after = store.crash(0);
     assert_eq!(pending.await, Err(StoreError::Closed));
     assert_eq!(store.write(one(2)), Err(StoreError::Closed));
+    assert_eq!(store.get(Family::Data, b"absent"), Err(StoreError::Closed));
     let kept = held(&*after);
     assert!(kept.is_empty() || kept == [1], "{kept:?}");
 }

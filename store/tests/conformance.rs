@@ -2,6 +2,7 @@
 //!
 //! Each check takes a `Disk`: something whose store can be closed and opened again. RocksDB runs it on a temporary
 //! directory, the memory twin by killing it.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::{collections::BTreeMap, sync::Arc};
 
