@@ -15,7 +15,7 @@ use tokio::{
     time::Instant,
 };
 
-use crate::machine::stored_position;
+use crate::machine::{State, get, state_key};
 
 /// Which group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -360,7 +360,7 @@ impl Handle {
     pub fn records(&self, namespace: NamespaceId) -> Result<(u64, Vec<(Bytes, Record)>), StoreError> {
         let snapshot = self.store.snapshot();
         let view: &dyn duet_store::View = &*snapshot;
-        let Some(position) = stored_position(view, namespace)? else { return Ok((0, Vec::new())) };
+        let Some(state) = get::<State>(view, &state_key(namespace))? else { return Ok((0, Vec::new())) };
         let (from, to) = layout::prefix_range(layout::namespace_prefix(namespace));
         let mut records = Vec::new();
         for row in view.scan(Family::Data, &from, Some(&to))? {
@@ -371,7 +371,7 @@ impl Handle {
                 records.push((key, record));
             }
         }
-        Ok((position, records))
+        Ok((state.applied.index, records))
     }
 
     /// Hands over the leaderships held here, answers what waits, and ends the driver.
