@@ -18,5 +18,7 @@ pub mod files;
 pub mod output;
 pub mod pki;
 pub mod playground;
+pub mod run;
 pub mod status;
 pub mod text;
+pub mod verbs;

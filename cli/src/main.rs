@@ -1,3 +1,7 @@
 //! `duet`: see the library beside this file.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    duet_cli::run::main(std::env::args_os())
+}

@@ -128,13 +128,36 @@ impl Playground {
     /// Where clients and peers reach a node.
     #[must_use]
     pub fn address(&self, node: NodeId) -> SocketAddr {
-        (Ipv4Addr::LOCALHOST, self.layout.ports[index(node)]).into()
+        (Ipv4Addr::LOCALHOST, self.layout.ports.get(index(node)).copied().unwrap_or_default()).into()
     }
 
     /// The process id of a node, if it runs.
     #[must_use]
     pub fn pid(&self, node: NodeId) -> Option<u32> {
-        self.running[index(node)].as_ref().and_then(Child::id)
+        self.running.get(index(node))?.as_ref()?.id()
+    }
+
+    /// What to tell whoever started it.
+    #[must_use]
+    pub fn summary(&self) -> Summary {
+        let nodes = self.nodes().into_iter().map(|id| NodeSummary {
+            id,
+            address: self.address(id),
+            pid: self.pid(id).unwrap_or_default(),
+            log: self.log(id),
+        });
+        Summary {
+            dir: self.dir.clone(),
+            env: self.dir.join("client.env"),
+            endpoints: self.nodes().into_iter().map(|n| self.address(n).to_string()).collect(),
+            nodes: nodes.collect(),
+        }
+    }
+
+    /// A node's configuration.
+    #[must_use]
+    pub fn config(&self, node: NodeId) -> PathBuf {
+        self.home(node).join("duetd.toml")
     }
 
     /// Where a node writes what it has to say.
@@ -163,7 +186,7 @@ impl Playground {
             }
             None => std::process::Command::new(&self.duetd),
         };
-        command.arg("--config").arg(home.join("duetd.toml")).process_group(0);
+        command.arg("--config").arg(self.config(node)).process_group(0);
         // What makes a node this node comes from its file; the rest of the environment may tune it.
         for own in ["NODE_ID", "CLUSTER", "LISTEN", "ADVERTISE", "DATA_DIR", "HTTP", "FOUNDERS"] {
             command.env_remove(format!("DUETD_{own}"));
@@ -177,7 +200,9 @@ impl Playground {
             .spawn()
             .map_err(|e| Failure::failed(format!("{}: {e}", self.duetd.display())))?;
         let pid = child.id().unwrap_or_default();
-        self.running[index(node)] = Some(child);
+        if let Some(slot) = self.running.get_mut(index(node)) {
+            *slot = Some(child);
+        }
         replace(&home.join("pid"), format!("{pid}\n").as_bytes())
     }
 
@@ -189,9 +214,9 @@ impl Playground {
         let deadline = Instant::now() + PATIENCE;
         for &node in nodes {
             while !answers_ready(self.address(node)).await {
-                let exited = match &mut self.running[index(node)] {
-                    Some(child) => child.try_wait()?.map(describe),
-                    None => Some("it was not started".into()),
+                let exited = match self.running.get_mut(index(node)) {
+                    Some(Some(child)) => child.try_wait()?.map(describe),
+                    _ => Some("it was not started".into()),
                 };
                 let why = match exited {
                     Some(why) => why,
@@ -216,7 +241,7 @@ impl Playground {
     /// If it does not run.
     pub async fn kill(&mut self, node: NodeId) -> Result<(), Failure> {
         let gone = || Failure::failed(format!("node {node} does not run"));
-        let mut child = self.running[index(node)].take().ok_or_else(gone)?;
+        let mut child = self.running.get_mut(index(node)).and_then(Option::take).ok_or_else(gone)?;
         child.kill().await?;
         let _ = fs::remove_file(self.home(node).join("pid"));
         Ok(())
@@ -245,7 +270,7 @@ impl Playground {
             }
         }
         for node in self.nodes() {
-            if let Some(mut child) = self.running[index(node)].take() {
+            if let Some(mut child) = self.running.get_mut(index(node)).and_then(Option::take) {
                 if timeout(PATIENCE / 4, child.wait()).await.is_err() {
                     let _ = child.kill().await;
                 }
@@ -257,7 +282,7 @@ impl Playground {
     fn configure(&self) -> Result<(), Failure> {
         for node in self.nodes() {
             let (home, address) = (self.home(node), self.address(node));
-            let path = home.join("duetd.toml");
+            let path = self.config(node);
             if path.exists() {
                 continue;
             }
@@ -290,6 +315,26 @@ impl Playground {
         );
         replace(&self.dir.join("client.env"), env.as_bytes())
     }
+}
+
+/// A running playground, for scripts.
+#[derive(Clone, Debug, Serialize)]
+#[allow(missing_docs)]
+pub struct Summary {
+    pub dir: PathBuf,
+    pub env: PathBuf,
+    pub endpoints: Vec<String>,
+    pub nodes: Vec<NodeSummary>,
+}
+
+/// A node of a running playground.
+#[derive(Clone, Debug, Serialize)]
+#[allow(missing_docs)]
+pub struct NodeSummary {
+    pub id: NodeId,
+    pub address: SocketAddr,
+    pub pid: u32,
+    pub log: PathBuf,
 }
 
 /// The keys of `duetd.toml` that a playground sets.
@@ -355,14 +400,17 @@ fn layout(dir: &Path, options: &args::Playground) -> Result<Layout, Failure> {
         let layout: Layout =
             toml::from_str(&text).map_err(|e| Failure::failed(format!("{}: {e}", path.display())))?;
         let nodes = layout.ports.len();
+        if !(1..=9).contains(&nodes) {
+            return Err(Failure::failed(format!("{}: {nodes} ports", path.display())));
+        }
         if options.nodes.is_some_and(|n| n as usize != nodes) {
             let dir = dir.display();
             return Err(Failure::usage(format!(
                 "{dir} holds a cluster of {nodes} nodes: another --dir, or no --nodes"
             )));
         }
-        if options.base_port.is_some_and(|p| p != 0 && Some(&(p + 1)) != layout.ports.first()) {
-            let (dir, port) = (dir.display(), layout.ports[0] - 1);
+        if options.base_port.is_some_and(|p| p != 0 && layout.ports.first() != p.checked_add(1).as_ref()) {
+            let (dir, port) = (dir.display(), layout.ports[0].saturating_sub(1));
             return Err(Failure::usage(format!(
                 "{dir} holds a cluster from --base-port {port}: another --dir, or that"
             )));
@@ -458,7 +506,7 @@ fn tail(path: &Path) -> String {
 }
 
 /// A path as a shell reads it.
-fn quoted(path: &Path) -> String {
+pub(crate) fn quoted(path: &Path) -> String {
     let text = path.display().to_string();
     if text.chars().all(|c| c.is_alphanumeric() || "/._-+=:@,".contains(c)) {
         return text;
@@ -467,7 +515,7 @@ fn quoted(path: &Path) -> String {
 }
 
 fn index(node: NodeId) -> usize {
-    node.0 as usize - 1
+    (node.0 as usize).wrapping_sub(1)
 }
 
 #[cfg(test)]

@@ -1,0 +1,202 @@
+//! The contract with scripts, as far as it holds without a cluster: usage, exit codes, documents, certificates.
+
+use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+
+use assert_cmd::Command;
+
+fn duet(arguments: &[&str]) -> Command {
+    let mut command = Command::cargo_bin("duet").unwrap();
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("DUET")) {
+        command.env_remove(name);
+    }
+    command.args(arguments);
+    command
+}
+
+struct Ended {
+    code: Option<i32>,
+    out: String,
+    err: String,
+}
+
+fn run(mut command: Command) -> Ended {
+    let output = command.output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    Ended { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
+}
+
+#[test]
+fn wrong_usage_ends_with_two() {
+    let many = "x".repeat(129);
+    for arguments in [
+        &["nonsense"][..],
+        &[],
+        &["put", "ns"],
+        &["put", "No Name", "k", "v"],
+        &["put", &many, "k", "v"],
+        &["cas", "ns", "k", "v"],
+        &["cas", "ns", "k", "v", "--absent", "--present"],
+        &["cas", "ns", "k", "--absent"],
+        &["cas", "ns", "k", "v", "--delete", "--absent"],
+        &["cas", "ns", "k", "v", "--expect", "latest"],
+        &["scan", "ns", "--prefix", "a", "--from", "b"],
+        &["--timeout", "soon", "status"],
+        &["-o", "yaml", "status"],
+        &["import", "ns", "f", "--delimiter", "ab"],
+        &["ns", "create", "a", "--mode", "weak"],
+        &["playground", "--nodes", "0"],
+        &["pki", "issue"],
+        &["pki", "issue", "--node", "1", "--client", "a"],
+    ] {
+        let ended = run(duet(arguments));
+        assert_eq!(ended.code, Some(2), "{arguments:?}: {}", ended.err);
+        assert!(ended.out.is_empty() && !ended.err.is_empty(), "{arguments:?}");
+    }
+}
+
+#[test]
+fn what_a_connection_lacks_is_named() {
+    let ended = run(duet(&["--endpoints", "127.0.0.1:1", "get", "ns", "k"]));
+    assert_eq!(ended.code, Some(2));
+    assert!(ended.err.contains("--cacert (DUET_CACERT), --cert (DUET_CERT), --key (DUET_KEY)"), "{}", ended.err);
+    assert!(!ended.err.contains("--endpoints"), "{}", ended.err);
+}
+
+#[test]
+fn errors_are_one_json_document_too() {
+    for arguments in [&["-o", "json", "nonsense"][..], &["status", "--output=json", "--bad"], &["status", "-ojson"]] {
+        let ended = run(duet(arguments));
+        let document: serde_json::Value = serde_json::from_str(&ended.out).unwrap();
+        assert_eq!(document["error"]["code"], "usage", "{arguments:?}");
+        assert_eq!(document["error"]["exit"], 2);
+        assert_eq!(ended.code, Some(2));
+    }
+    let mut by_variable = duet(&["nonsense"]);
+    by_variable.env("DUET_OUTPUT", "json");
+    assert!(run(by_variable).out.starts_with("{\"error\":"));
+}
+
+#[test]
+fn help_and_version_are_answers() {
+    let ended = run(duet(&["--help"]));
+    assert_eq!(ended.code, Some(0));
+    for verb in [
+        "put",
+        "get",
+        "del",
+        "scan",
+        "cas",
+        "txn",
+        "import",
+        "export",
+        "ns",
+        "node",
+        "status",
+        "bench",
+        "pki",
+        "playground",
+        "demo",
+        "completion",
+    ] {
+        assert!(ended.out.contains(&format!("\n  {verb} ")), "{verb} in {}", ended.out);
+    }
+    assert!(ended.out.contains("Exit codes: 0 done, 1 failed, 2 usage"));
+    let version = run(duet(&["--version"]));
+    assert_eq!((version.code, version.out), (Some(0), format!("duet {}\n", env!("CARGO_PKG_VERSION"))));
+}
+
+#[test]
+fn completion_is_written_for_every_shell() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let ended = run(duet(&["completion", shell]));
+        assert_eq!(ended.code, Some(0), "{}", ended.err);
+        assert!(ended.out.contains("playground"), "{shell}");
+    }
+}
+
+#[test]
+fn certificates_are_issued_and_never_overwritten() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path().to_str().unwrap();
+    assert_eq!(run(duet(&["pki", "issue", "--dir", at, "--node", "1"])).code, Some(1));
+    let made = run(duet(&["pki", "init", "--cluster", "c1", "--dir", at, "-o", "json"]));
+    let document: serde_json::Value = serde_json::from_str(&made.out).unwrap();
+    assert_eq!(document["identity"], "duet://c1/authority");
+
+    let node = run(duet(&["pki", "issue", "--dir", at, "--node", "7", "--hosts", "db7.example,10.0.0.7"]));
+    assert_eq!(node.code, Some(0), "{}", node.err);
+    assert!(node.out.contains("duet://c1/node/7"), "{}", node.out);
+    let admin = run(duet(&["pki", "issue", "--dir", at, "--client", "ops", "--role", "admin"]));
+    assert!(admin.out.contains("duet://c1/client/ops?role=admin"), "{}", admin.out);
+
+    let files = ["ca", "node-7", "client-ops"];
+    let before: Vec<Vec<u8>> =
+        files.iter().map(|f| fs::read(dir.path().join(f).with_extension("key")).unwrap()).collect();
+    for name in files {
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&dir.path().join(name).with_extension("key")), 0o600, "{name}");
+    }
+    for again in [
+        &["pki", "init", "--cluster", "c2", "--dir", at][..],
+        &["pki", "issue", "--dir", at, "--node", "7"],
+        &["pki", "issue", "--dir", at, "--client", "ops"],
+    ] {
+        let ended = run(duet(again));
+        assert_eq!(ended.code, Some(1));
+        assert!(ended.err.contains("exists"), "{}", ended.err);
+    }
+    let after: Vec<Vec<u8>> =
+        files.iter().map(|f| fs::read(dir.path().join(f).with_extension("key")).unwrap()).collect();
+    assert!(before == after, "a key was overwritten");
+}
+
+#[test]
+fn bad_identities_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path().to_str().unwrap();
+    run(duet(&["pki", "init", "--cluster", "c1", "--dir", at]));
+    for arguments in [
+        &["pki", "issue", "--dir", at, "--client", "no name"][..],
+        &["pki", "issue", "--dir", at, "--node", "0"],
+        &["pki", "init", "--cluster", "No", "--dir", at],
+    ] {
+        assert_eq!(run(duet(arguments)).code, Some(2), "{arguments:?}");
+    }
+}
+
+#[test]
+fn nobody_at_the_endpoint_is_unreachable() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path().to_str().unwrap();
+    run(duet(&["pki", "init", "--cluster", "c1", "--dir", at]));
+    run(duet(&["pki", "issue", "--dir", at, "--client", "me"]));
+    // Bound and silent: nobody else can take the port meanwhile.
+    let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let endpoint = silent.local_addr().unwrap().to_string();
+    let file = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (ca, cert, key) = (file("ca.pem"), file("client-me.pem"), file("client-me.key"));
+    let reach = ["--endpoints", &endpoint, "--cacert", &ca, "--cert", &cert, "--key", &key, "--timeout", "1s"];
+    let ended = run(duet(&[&reach[..], &["-o", "json", "get", "ns", "k"]].concat()));
+    assert_eq!(ended.code, Some(3), "{} {}", ended.out, ended.err);
+    let document: serde_json::Value = serde_json::from_str(&ended.out).unwrap();
+    assert_eq!(document["error"]["code"], "unreachable");
+
+    let wrong = run(duet(&["--endpoints", &endpoint, "--cacert", &ca, "--cert", &key, "--key", &key, "status"]));
+    assert_eq!(wrong.code, Some(1), "{}", wrong.err);
+    assert!(wrong.err.contains("client-me.key"), "{}", wrong.err);
+}
+
+#[test]
+fn a_playground_says_where_it_looked_for_duetd() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path().join("play");
+    let mut command = duet(&["playground", "--dir", at.to_str().unwrap(), "--base-port", "0", "--nodes", "1"]);
+    command.env("DUETD", "/nonexistent/duetd");
+    let ended = run(command);
+    assert_eq!(ended.code, Some(1));
+    assert!(ended.err.contains("/nonexistent/duetd"), "{}", ended.err);
+    for file in ["client.env", "node1/duetd.toml", "node1/node.pem", "ca.pem", "admin.pem", "client.pem"] {
+        assert!(at.join(file).exists(), "{file}");
+    }
+    assert!(!at.join("node1/pid").exists());
+}
