@@ -23,7 +23,7 @@ mod read;
 mod rows;
 mod sessions;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use duet_proto::{Digest, Epoch, Error, NamespaceId, NamespaceName, NodeId, Outcome, RecordError, Stamp};
 use duet_store::{Batch, Family, StoreError, View, layout};

@@ -5,14 +5,14 @@ use duet_proto::{Digest, NamespaceId, Record};
 use duet_store::{Batch, Family, StoreError, View, layout};
 use serde::{Deserialize, Serialize};
 
-use super::{Body, Chunk, Header, Place, Point, Section, SnapshotError, SnapshotId};
+use super::{Body, CHUNK_BYTES, Chunk, Header, Place, Point, Section, SnapshotError, SnapshotId};
 use crate::machine::{
     Group, Position, Remembered, after, answer_key, answer_position, clear, decode, get, install_key, put, staging,
     state_key,
 };
 
 /// Bytes of keys and values that one step of the move copies.
-const MOVE_BYTES: usize = 1 << 20;
+const MOVE_BYTES: usize = 4 * CHUNK_BYTES;
 
 /// How far an install is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

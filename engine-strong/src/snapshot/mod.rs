@@ -38,7 +38,8 @@ pub use self::{
 };
 
 /// How many bytes of keys and values a chunk holds. One row always fits, so a chunk with a large record is larger.
-pub const CHUNK_BYTES: usize = 256 << 10;
+/// In this crate's tests it is small, so that a few rows are many chunks.
+pub const CHUNK_BYTES: usize = if cfg!(test) { 100 } else { 256 << 10 };
 
 const VERSION: u8 = 1;
 /// The version, and CRC-32C of what follows, little-endian.
