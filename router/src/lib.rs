@@ -1,1 +1,37 @@
-//! router
+//! From the name of a namespace to the replica that serves it; and the catalog that knows the one from the other.
+//!
+//! ```text
+//!  node/serve ── Router::call ──► view: name → id, epoch, members ──► engine handle
+//!             └─ Router::admin ─► plan(view) ─► one transaction ─┐        ▲
+//!                                                                ▼        │ create, remove, set members
+//!   view ◄── follow ◄── applied changes ◄── the system group (strong)     │
+//!    └───────────────────────────► reconcile: local replicas := view ─────┘
+//! ```
+//!
+//! The catalog is ordinary keys of the system namespace, of which every node of the cluster holds a replica: a few
+//! vote, the others learn. A node derives its [`View`] from what its own replica applies, so that routing reads
+//! memory only and goes on while the catalog's quorum is gone. The view may be behind; three rules keep that
+//! harmless:
+//!
+//! - A change is planned on the view and carried out as one transaction that compares the version of every entry it
+//!   rests on (`plan`). A view that was behind makes the compare fail, and it is planned anew.
+//! - "There is no such namespace" is said only after a read through the catalog's quorum.
+//! - A replica is deleted only if its id lies below the next one to be given out and no entry has it, or its entry
+//!   says so. An old view has a low counter, and never calls a young namespace deleted.
+//!
+//! The reconciler is level-triggered: it compares what the view says with what the engine holds and takes the next
+//! step, again whenever one of them changes and every so often while something is unfinished. A crash at any point
+//! is resumed by looking again.
+//!
+//! What this crate leaves out: it opens no socket, decodes no frame, stores nothing of its own (the catalog is data
+//! of the strong engine) and knows no peer's liveness. The engines know nothing of it.
+
+pub mod catalog;
+mod plan;
+mod reconcile;
+mod router;
+mod tries;
+mod view;
+
+pub use router::{Config, Founder, Router};
+pub use view::{Entry, View};

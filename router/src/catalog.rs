@@ -1,0 +1,257 @@
+//! The catalog's entries and their bytes.
+//!
+//! Ordinary keys of the system namespace:
+//!
+//! | key | value |
+//! | --- | --- |
+//! | `i/next` | [`Counters`] |
+//! | `n/` and the node's id, ten digits | [`NodeRecord`] |
+//! | `s/` and the namespace's name | [`NamespaceRecord`] |
+//!
+//! A value is one version byte (1) and the record in postcard. A later version either appends fields under a new
+//! version byte or adds a variant at the end of an enum; what cannot be read is kept out of the view and stops
+//! every removal (see [`View`](crate::View)), because "not in the catalog" is what makes a node delete data.
+
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+use duet_proto::{Boot, Epoch, Mode, NamespaceId, NamespaceName, NodeId};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+const VERSION: u8 = 1;
+
+/// The ids that are given out next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    /// The next node's.
+    pub node: NodeId,
+    /// The next namespace's.
+    pub namespace: NamespaceId,
+}
+
+/// A node, for ever: the entry of one that was removed stays, so that its id cannot come back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRecord {
+    /// Where peers and clients reach it: a host name or address, and a port.
+    pub address: String,
+    /// Its latest start that it has registered; 0 until the first one.
+    pub boot: Boot,
+    /// Whether it belongs to the cluster.
+    pub state: NodeState,
+}
+
+/// Whether a node belongs to the cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NodeState {
+    /// It does.
+    Active,
+    /// Not any more.
+    Removed,
+}
+
+/// A namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamespaceRecord {
+    /// Its id, never reused.
+    pub id: NamespaceId,
+    /// How its replicas are kept in step.
+    pub mode: Mode,
+    /// Rises with each change of mode.
+    pub epoch: Epoch,
+    /// The nodes that hold it, in order.
+    pub members: Vec<NodeId>,
+    /// In eventual mode, how many members must have synced a write before it is acknowledged.
+    pub copies: u32,
+    /// The voters with which this epoch's Raft group began. All that start from there must agree on them, so they
+    /// stay as they were while `members` changes.
+    pub initial: Vec<NodeId>,
+    /// Those of `initial` that have been taken out since. One that returns has dropped its log and its votes: it
+    /// starts blank and is brought up to date by the others.
+    pub left: Vec<NodeId>,
+    /// Where it stands.
+    pub state: NamespaceState,
+}
+
+/// Where a namespace stands. A change of mode will be another of these.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NamespaceState {
+    /// Settled.
+    Stable,
+    /// From `members` to other ones. Both hold replicas until the group has changed over.
+    Moving {
+        /// The members it is to have.
+        to: Vec<NodeId>,
+        /// Where it was to move before the target was changed: these may be in the group and keep their replicas.
+        also: Vec<NodeId>,
+    },
+    /// On its way out. Each member drops its replica and says so here; once a majority has, nothing can be
+    /// acknowledged any more and the entry goes.
+    Deleting {
+        /// The members that have dropped it.
+        gone: Vec<NodeId>,
+    },
+}
+
+impl NamespaceRecord {
+    /// Whether `node` is to hold a replica.
+    #[must_use]
+    pub fn holds(&self, node: NodeId) -> bool {
+        !matches!(self.state, NamespaceState::Deleting { .. }) && self.involved().contains(&node)
+    }
+
+    /// Every node that the entry speaks of: what must not be removed from the cluster.
+    #[must_use]
+    pub fn involved(&self) -> BTreeSet<NodeId> {
+        let (to, also): (&[_], &[_]) = match &self.state {
+            NamespaceState::Moving { to, also } => (to, also),
+            NamespaceState::Stable | NamespaceState::Deleting { .. } => (&[], &[]),
+        };
+        self.members.iter().chain(to).chain(also).copied().collect()
+    }
+
+    /// Whether `node` starts its replica from the group's beginning, rather than blank.
+    #[must_use]
+    pub fn starts(&self, node: NodeId) -> bool {
+        self.initial.contains(&node) && !self.left.contains(&node)
+    }
+
+    /// The member that stands for election first, so that leaders of many namespaces spread over the nodes.
+    #[must_use]
+    pub fn first_leader(&self) -> Option<NodeId> {
+        let at = self.id.0.checked_rem(self.members.len() as u64)?;
+        self.members.get(at as usize).copied()
+    }
+}
+
+/// A key of the catalog.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Key {
+    /// `i/next`.
+    Next,
+    /// `n/…`.
+    Node(NodeId),
+    /// `s/…`.
+    Namespace(NamespaceName),
+}
+
+impl Key {
+    /// The key's bytes.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        match self {
+            Key::Next => Bytes::from_static(b"i/next"),
+            Key::Node(node) => format!("n/{node:010}").into(),
+            Key::Namespace(name) => format!("s/{name}").into(),
+        }
+    }
+
+    /// Reads what [`Key::encode`] made; `None` for a key of another kind.
+    #[must_use]
+    pub fn decode(bytes: &[u8]) -> Option<Key> {
+        let text = std::str::from_utf8(bytes).ok()?;
+        let key = match text.split_at_checked(2)? {
+            ("i/", "next") => Key::Next,
+            ("n/", id) => Key::Node(id.parse().ok()?),
+            ("s/", name) => Key::Namespace(name.parse().ok()?),
+            _ => return None,
+        };
+        (key.encode() == bytes).then_some(key)
+    }
+}
+
+/// A value that this version cannot read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EntryError {
+    /// A version from the future, or no bytes at all.
+    #[error("version {0:?} of the entry is not known here")]
+    Version(Option<u8>),
+    /// Not what the version says.
+    #[error("the entry cannot be read: {0}")]
+    Damaged(postcard::Error),
+}
+
+/// The bytes of an entry.
+pub fn encode<T: Serialize>(entry: &T) -> Bytes {
+    // Only a map or sequence of unknown length or a failing `Serialize` can fail here; the entries have neither.
+    postcard::to_extend(entry, vec![VERSION]).expect("catalog entries are plain structures").into()
+}
+
+/// Reads what [`encode`] made.
+///
+/// # Errors
+/// If the version is unknown or the bytes are not a whole entry.
+pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, EntryError> {
+    match bytes.split_first() {
+        Some((&VERSION, body)) => match postcard::take_from_bytes(body) {
+            Ok((entry, [])) => Ok(entry),
+            Ok(_) => Err(EntryError::Damaged(postcard::Error::SerdeDeCustom)),
+            Err(error) => Err(EntryError::Damaged(error)),
+        },
+        other => Err(EntryError::Version(other.map(|(version, _)| *version))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn ids() -> impl Strategy<Value = Vec<NodeId>> {
+        prop::collection::vec(any::<u32>().prop_map(NodeId), 0..5)
+    }
+
+    fn records() -> impl Strategy<Value = NamespaceRecord> {
+        let state = prop_oneof![
+            Just(NamespaceState::Stable),
+            (ids(), ids()).prop_map(|(to, also)| NamespaceState::Moving { to, also }),
+            ids().prop_map(|gone| NamespaceState::Deleting { gone }),
+        ];
+        (any::<u64>(), any::<bool>(), any::<u32>(), ids(), ids(), ids(), state).prop_map(
+            |(id, strong, n, members, initial, left, state)| NamespaceRecord {
+                id: NamespaceId(id),
+                mode: if strong { Mode::Strong } else { Mode::Eventual },
+                epoch: Epoch(n),
+                copies: n,
+                members,
+                initial,
+                left,
+                state,
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn entries_read_back(record in records()) {
+            prop_assert_eq!(decode::<NamespaceRecord>(&encode(&record)), Ok(record));
+        }
+
+        #[test]
+        fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..40)) {
+            let _ = decode::<NamespaceRecord>(&bytes);
+            let _ = decode::<NodeRecord>(&bytes);
+            let _ = Key::decode(&bytes);
+        }
+
+        #[test]
+        fn keys_read_back(id in any::<u32>(), name in "[a-z0-9._-]{1,20}") {
+            for key in [Key::Next, Key::Node(NodeId(id)), Key::Namespace(name.parse().unwrap())] {
+                prop_assert_eq!(Key::decode(&key.encode()), Some(key));
+            }
+        }
+
+        #[test]
+        fn a_cut_entry_is_refused(record in records(), at in any::<prop::sample::Index>()) {
+            let bytes = encode(&record);
+            prop_assert!(decode::<NamespaceRecord>(&bytes[..at.index(bytes.len())]).is_err());
+        }
+    }
+
+    #[test]
+    fn version_one_stays_as_it_is() {
+        let node = NodeRecord { address: "a:1".into(), boot: Boot(3), state: NodeState::Active };
+        assert_eq!(&encode(&node)[..], [1, 3, b'a', b':', b'1', 3, 0]);
+        assert_eq!(decode::<NodeRecord>(&[2, 0]), Err(EntryError::Version(Some(2))));
+    }
+}

@@ -1,0 +1,445 @@
+//! The face of the crate: requests by name, administration, and what a node says of itself.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::Future,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use duet_engine_strong::{Call, GroupError, Handle};
+use duet_proto::{
+    Admin, Answer, Boot, ClusterName, Consistency, DataRequest, Epoch, Error, Mode, NamespaceId, NamespaceInfo,
+    NamespaceName, NamespaceStatus, NodeId, NodeInfo, Op, Outcome, Response, Stamp, Topology, Try,
+};
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep, timeout_at},
+};
+
+use crate::{
+    catalog::{Key, NamespaceRecord, NamespaceState},
+    plan::{self, Goal, Plan},
+    reconcile,
+    tries::Tries,
+    view::{Entry, View, namespace_info, phase},
+};
+
+/// How long between two tries of a write of unknown outcome.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// A node that the cluster begins with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Founder {
+    /// Its id.
+    pub id: NodeId,
+    /// Where its peers reach it: a host name or address, and a port.
+    pub address: String,
+}
+
+/// What the router has to know of its node and cluster.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The cluster.
+    pub cluster: ClusterName,
+    /// This node.
+    pub me: NodeId,
+    /// This start of it.
+    pub boot: Boot,
+    /// Where peers and clients reach it, as the catalog is to say.
+    pub address: String,
+    /// The nodes that the cluster began with; the same list on every node. They vote on the catalog first. A node
+    /// that is not among them joins: the catalog must have given out its id (`AddNode`).
+    pub founders: Vec<Founder>,
+    /// The largest value that is accepted, in bytes.
+    pub value_max: usize,
+}
+
+/// Routes requests and administers the catalog. A clone is the same router.
+#[derive(Clone)]
+pub struct Router {
+    pub(crate) inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) config: Config,
+    pub(crate) strong: Handle,
+    view: ArcSwap<View>,
+    /// The keys and versions that the view was made of. Held while it is made anew.
+    read: Mutex<BTreeMap<Bytes, Stamp>>,
+    /// The view has changed.
+    seen: Notify,
+    /// A replica has come or gone.
+    pub(crate) placed: Notify,
+    /// There is something to reconcile.
+    pub(crate) work: Notify,
+    /// The namespaces to look at.
+    dirty: Mutex<BTreeSet<NamespaceId>>,
+    registered: AtomicBool,
+    tries: Tries,
+    /// One change at a time from this node: two would only make each other's compare fail.
+    admin: tokio::sync::Mutex<()>,
+}
+
+impl Router {
+    /// Starts the router over an engine that runs already. The future follows the catalog and keeps the local replicas
+    /// in step with it until it is dropped; it ends by itself only with an error that an operator must see.
+    ///
+    /// `peers` is called with the address of every other node, first when the future is polled and then whenever the
+    /// catalog changes them. Until the catalog is known these are the founders.
+    pub fn start(
+        config: Config,
+        engine: Handle,
+        peers: impl FnMut(&BTreeMap<NodeId, String>) + Send + 'static,
+    ) -> (Router, impl Future<Output = Error> + Send + 'static) {
+        let inner = Arc::new(Inner {
+            tries: Tries::new(config.me, config.boot),
+            strong: engine,
+            config,
+            view: ArcSwap::default(),
+            read: Mutex::default(),
+            seen: Notify::new(),
+            placed: Notify::new(),
+            work: Notify::new(),
+            dirty: Mutex::default(),
+            registered: AtomicBool::new(false),
+            admin: tokio::sync::Mutex::default(),
+        });
+        let task = reconcile::run(inner.clone(), peers);
+        (Router { inner }, task)
+    }
+
+    /// Carries out an operation on a namespace's data. The catalog's own can be read like any other, so the caller has
+    /// checked that this is an administrator's request if it names [`NamespaceName::SYSTEM`]; writes to it are refused
+    /// to everyone.
+    ///
+    /// # Errors
+    /// As the engine answers; [`Error::NamespaceNotFound`] after asking the catalog's quorum; [`Error::NotHere`] with
+    /// the members if this node is none; refusals of what is too large, or of touching the catalog.
+    pub async fn call(&self, request: DataRequest, deadline: Instant) -> Result<Answer, Error> {
+        request.op.validate(self.inner.config.value_max)?;
+        if request.op.is_write() {
+            plan::protect(&request.namespace)?;
+        }
+        let (view, record) = self.inner.find(&request.namespace, deadline).await?;
+        if let NamespaceState::Deleting { .. } = record.state {
+            return Err(Error::NamespaceNotFound { name: request.namespace });
+        }
+        if !self.inner.holds(&record) {
+            return Err(Error::NotHere { members: view.members(&record) });
+        }
+        self.inner.call(&record, request, deadline).await
+    }
+
+    /// Carries out what an administrator asks for. The caller has checked the role.
+    ///
+    /// A change is answered when the catalog has it (a delete: when the namespace can take no write any more); the
+    /// replicas follow. It is carried out at most once, also when its first try had an unknown outcome.
+    ///
+    /// # Errors
+    /// Typed refusals; [`Error::NoQuorum`] of the system namespace; [`Error::Changing`] while another change of the
+    /// namespace goes on; [`Error::OutcomeUnknown`] if the deadline came first.
+    pub async fn admin(&self, admin: Admin, deadline: Instant) -> Result<Response, Error> {
+        if let Admin::ListNamespaces = admin {
+            self.inner.refresh(deadline).await?;
+            return Ok(Response::Namespaces(self.namespaces()));
+        }
+        let goal = self.inner.change(&admin, deadline).await?;
+        self.inner.reach(goal, deadline).await
+    }
+
+    /// Who there is, as far as this node knows. Until it has seen the catalog: the founders.
+    #[must_use]
+    pub fn topology(&self) -> Topology {
+        let (config, view) = (&self.inner.config, self.view());
+        let mut nodes = view.node_infos();
+        if nodes.is_empty() {
+            let info = |f: &Founder| NodeInfo { id: f.id, address: f.address.clone(), boot: Boot::default() };
+            nodes = config.founders.iter().map(info).collect();
+        }
+        Topology {
+            cluster: config.cluster.clone(),
+            me: config.me,
+            nodes,
+            namespaces: self.namespaces(),
+            version: view.version,
+        }
+    }
+
+    /// Every replica that this node holds, with the catalog's word on its phase.
+    pub async fn status(&self) -> Vec<NamespaceStatus> {
+        let mut statuses = self.inner.strong.statuses().await;
+        let view = self.view();
+        for status in &mut statuses {
+            if let Some((name, record)) = view.by_id(status.id) {
+                status.name = name.clone();
+                status.phase = phase(record);
+            }
+        }
+        statuses
+    }
+
+    /// What this node knows of the catalog now.
+    #[must_use]
+    pub fn view(&self) -> Arc<View> {
+        self.inner.view.load_full()
+    }
+
+    /// Whether this start of the node is in the catalog: a quorum of the system group was there and knows of it.
+    #[must_use]
+    pub fn ready(&self) -> bool {
+        self.inner.registered.load(Ordering::Relaxed)
+    }
+
+    fn namespaces(&self) -> Vec<NamespaceInfo> {
+        let (leaders, view) = (self.inner.leaders(), self.view());
+        let info = |(name, entry): (&NamespaceName, &Entry<NamespaceRecord>)| {
+            namespace_info(name, &entry.record, leaders.get(&entry.record.id).copied())
+        };
+        view.namespaces.iter().map(info).collect()
+    }
+}
+
+impl Inner {
+    /// The entry of a namespace: from the view, or after the view has caught up with the catalog.
+    async fn find(
+        &self,
+        name: &NamespaceName,
+        deadline: Instant,
+    ) -> Result<(Arc<View>, Arc<NamespaceRecord>), Error> {
+        for fresh in [false, true] {
+            if fresh {
+                self.refresh(deadline).await?;
+            }
+            let view = self.view.load_full();
+            if let Some(record) = view.namespace(name).map(|entry| entry.record.clone()) {
+                return Ok((view, record));
+            }
+        }
+        Err(Error::NamespaceNotFound { name: name.clone() })
+    }
+
+    fn holds(&self, record: &NamespaceRecord) -> bool {
+        record.id == NamespaceId::SYSTEM || record.holds(self.config.me)
+    }
+
+    /// Hands a request to the engine of the namespace's mode, and again once the replica has been set up, if the
+    /// catalog is ahead of the engine.
+    async fn call(&self, record: &NamespaceRecord, request: DataRequest, deadline: Instant) -> Result<Answer, Error> {
+        let DataRequest { namespace, op, attempt, consistency, .. } = request;
+        if record.mode == Mode::Eventual {
+            return Err(plan::no_eventual_engine());
+        }
+        let call = Call { op, attempt, consistency };
+        loop {
+            let placed = self.placed.notified();
+            tokio::pin!(placed);
+            placed.as_mut().enable();
+            match self.strong.call(record.id, record.epoch, call.clone(), deadline).await {
+                Err(Error::NotHere { .. }) => {}
+                answer => return answer,
+            }
+            if timeout_at(deadline, placed).await.is_err() {
+                let why = "its replica is being set up on this node".into();
+                return Err(Error::Changing { namespace, why });
+            }
+        }
+    }
+
+    pub(crate) fn view(&self) -> Arc<View> {
+        self.view.load_full()
+    }
+
+    fn leaders(&self) -> BTreeMap<NamespaceId, NodeId> {
+        self.strong.groups().into_iter().filter_map(|group| Some((group.id.namespace, group.leader?))).collect()
+    }
+
+    /// Makes the view as new as the catalog was when this was called.
+    pub(crate) async fn refresh(&self, deadline: Instant) -> Result<(), Error> {
+        let answer = self.catalog(Op::Get { key: Key::Next.encode() }, None, deadline).await?;
+        self.catch_up(answer.meta.position)
+    }
+
+    /// Makes the view of what is applied here, unless it is as new as `position`.
+    pub(crate) fn catch_up(&self, position: u64) -> Result<(), Error> {
+        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.view.load_full();
+        if before.version >= position {
+            return Ok(());
+        }
+        let (version, records) = self.strong.records(NamespaceId::SYSTEM).map_err(|error| {
+            let why = format!("the catalog cannot be read: {error}");
+            Error::Internal { node: self.config.me, why }
+        })?;
+        if version <= before.version {
+            return Ok(());
+        }
+        let mut view = View { version, ..View::clone(&before) };
+        let mut old = std::mem::take(&mut *read);
+        let mut changed = BTreeSet::new();
+        for (key, record) in &records {
+            if old.remove(key) != Some(record.stamp) {
+                changed.insert(key.clone());
+                view.apply(key, record.live().map(|value| (record.stamp, &value[..])));
+            }
+        }
+        for key in old.keys() {
+            changed.insert(key.clone());
+            view.apply(key, None);
+        }
+        *read = records.into_iter().map(|(key, record)| (key, record.stamp)).collect();
+        let touched = changed.iter().filter_map(|key| match Key::decode(key) {
+            Some(Key::Namespace(name)) => Some(name),
+            _ => None,
+        });
+        let entries = touched.flat_map(|name| [before.namespace(&name).cloned(), view.namespace(&name).cloned()]);
+        let ids: Vec<_> = entries.flatten().map(|entry| entry.record.id).collect();
+        self.view.store(Arc::new(view));
+        drop(read);
+        self.seen.notify_waiters();
+        self.mark(ids);
+        Ok(())
+    }
+
+    /// Waits until the view is as asked; `None` at the deadline.
+    async fn until(&self, deadline: Instant, holds: impl Fn(&View) -> bool) -> Option<()> {
+        loop {
+            let seen = self.seen.notified();
+            tokio::pin!(seen);
+            seen.as_mut().enable();
+            if holds(&self.view.load()) {
+                return Some(());
+            }
+            timeout_at(deadline, seen).await.ok()?;
+        }
+    }
+
+    /// Plans a change and carries it out, anew as long as the plan rested on what has changed.
+    async fn change(&self, admin: &Admin, deadline: Instant) -> Result<Goal, Error> {
+        let _turn = timeout_at(deadline, self.admin.lock())
+            .await
+            .map_err(|_| Error::Overloaded { why: "changes of the catalog wait for each other".into() })?;
+        // A refusal, or "nothing to do", counts only if the view was as new as the request.
+        let mut fresh = false;
+        loop {
+            match plan::plan(&self.view(), admin) {
+                Ok(plan) => {
+                    let done = match plan.transaction() {
+                        Some(op) => self.commit(op, deadline).await?,
+                        None => fresh,
+                    };
+                    if done {
+                        return Ok(plan.goal);
+                    }
+                }
+                Err(error) if fresh => return Err(error),
+                Err(_) => {}
+            }
+            self.refresh(deadline).await?;
+            fresh = true;
+        }
+    }
+
+    /// Carries out a plan of the reconciler's; whether it held.
+    pub(crate) async fn carry_out(&self, plan: &Plan, deadline: Instant) -> Result<bool, Error> {
+        match plan.transaction() {
+            Some(op) => self.commit(op, deadline).await,
+            None => Ok(true),
+        }
+    }
+
+    /// Commits a transaction of the catalog, once, and waits for the view to show it. `false`: a compare failed.
+    async fn commit(&self, op: Op, deadline: Instant) -> Result<bool, Error> {
+        let open = self.tries.begin(self.view.load().version);
+        loop {
+            match self.catalog(op.clone(), Some(open.attempt), deadline).await {
+                Ok(Answer { outcome: Outcome::Transaction(result), meta }) => {
+                    self.catch_up(meta.position)?;
+                    return Ok(result.held);
+                }
+                Ok(answer) => {
+                    let why = format!("the catalog answered a transaction with {:?}", answer.outcome);
+                    return Err(Error::Internal { node: self.config.me, why });
+                }
+                Err(Error::OutcomeUnknown { .. }) if Instant::now() + PAUSE < deadline => sleep(PAUSE).await,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn catalog(&self, op: Op, attempt: Option<Try>, deadline: Instant) -> Result<Answer, Error> {
+        let call = Call { op, attempt, consistency: Consistency::Linearizable };
+        match self.strong.call(NamespaceId::SYSTEM, Epoch::FIRST, call, deadline).await {
+            Err(Error::NotHere { .. }) => {
+                let why = "its replica of the catalog is being set up".into();
+                Err(Error::Unavailable { node: self.config.me, why })
+            }
+            answer => answer,
+        }
+    }
+
+    /// Waits for what a change was for, and answers with it.
+    async fn reach(&self, goal: Goal, deadline: Instant) -> Result<Response, Error> {
+        let view = self.view.load_full();
+        match goal {
+            Goal::Done => Ok(Response::Done),
+            Goal::Node(node) => {
+                let found = view.node_infos().into_iter().find(|info| info.id == node);
+                found.map(Response::Node).ok_or(Error::NodeNotFound { node })
+            }
+            Goal::Namespace(name) => match view.namespace(&name) {
+                Some(entry) => {
+                    let leader = self.leaders().get(&entry.record.id).copied();
+                    Ok(Response::Namespace(namespace_info(&name, &entry.record, leader)))
+                }
+                None => Err(Error::NamespaceNotFound { name }),
+            },
+            Goal::Gone(name, id) => {
+                let gone = self.until(deadline, |view| !view.by_id.contains_key(&id)).await;
+                gone.map(|()| Response::Done).ok_or_else(|| Error::Changing {
+                    namespace: name,
+                    why: "it is being deleted; a majority of its members has not yet said so".into(),
+                })
+            }
+        }
+    }
+
+    /// The founders' ids.
+    pub(crate) fn founders(&self) -> Vec<NodeId> {
+        self.config.founders.iter().map(|founder| founder.id).collect()
+    }
+
+    /// Where the other nodes are: as the catalog says, or, of those it does not know yet, the configuration.
+    pub(crate) fn peers(&self, view: &View) -> BTreeMap<NodeId, String> {
+        let unknown = self.config.founders.iter().filter(|founder| !view.nodes.contains_key(&founder.id));
+        let known = view.active().map(|(node, entry)| (node, entry.record.address.clone()));
+        let all = unknown.map(|founder| (founder.id, founder.address.clone())).chain(known);
+        all.filter(|(node, _)| *node != self.config.me).collect()
+    }
+
+    /// This start of the node is in the catalog.
+    pub(crate) fn set_registered(&self) {
+        self.registered.store(true, Ordering::Relaxed);
+    }
+
+    /// What ends the router when the engine cannot go on.
+    pub(crate) fn fatal(&self, error: &GroupError) -> Error {
+        Error::Internal { node: self.config.me, why: format!("the strong engine: {error}") }
+    }
+
+    /// Takes the namespaces to look at.
+    pub(crate) fn marked(&self) -> BTreeSet<NamespaceId> {
+        std::mem::take(&mut *self.dirty.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Marks namespaces to be looked at.
+    pub(crate) fn mark(&self, ids: impl IntoIterator<Item = NamespaceId>) {
+        self.dirty.lock().unwrap_or_else(PoisonError::into_inner).extend(ids);
+        self.work.notify_one();
+    }
+}
