@@ -8,6 +8,7 @@ mod peers;
 mod pki;
 mod refusal;
 mod service;
+pub mod sim;
 mod stats;
 mod tls;
 mod wire;
