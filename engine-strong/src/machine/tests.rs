@@ -13,7 +13,7 @@ use duet_proto::{
 use duet_store::{Store, memory::MemoryStore};
 use proptest::prelude::*;
 
-use super::*;
+use super::{rows::encode, *};
 
 /// Small enough that random entries run into both.
 const SESSIONS: usize = 3;
@@ -461,4 +461,19 @@ fn a_machine_is_created_over_what_is_in_place() {
     Machine::destroy(NamespaceId(7), &mut batch);
     store.write(batch).unwrap();
     assert_eq!(dump(&*store), []);
+}
+
+/// The bytes on disk: a change here needs another version.
+#[test]
+fn the_rows_are_these() {
+    let stamp = Stamp { epoch: Epoch(1), hlc: Hlc(2), node: NodeId(3) };
+    let answered = |answer| Remembered { session: SessionId(4), sequence: 5, answered_below: 6, answer };
+    assert_eq!(encode(&answered(Ok(Outcome::Written(stamp)))), [1, 4, 5, 6, 0, 2, 1, 2, 3]);
+    let failed = Error::CompareFailed { found: Some(stamp) };
+    assert_eq!(encode(&answered(Err(failed))), [1, 4, 5, 6, 1, 2, 1, 1, 2, 3]);
+    let applied = Position { epoch: Epoch(1), index: 7 };
+    let floor = Position { epoch: Epoch(1), index: 13 };
+    let digest = Digest(10);
+    let state = State { applied, term: 9, last: stamp, digest, keys: 11, tombstones: 12, floor };
+    assert_eq!(encode(&state), [1, 1, 7, 9, 1, 2, 3, 10, 11, 12, 1, 13]);
 }
