@@ -417,3 +417,6 @@ fn changing(name: &NamespaceName, why: &str) -> Error {
 fn invalid(why: String) -> Error {
     Error::InvalidRequest { why }
 }
+
+#[cfg(test)]
+mod tests;
