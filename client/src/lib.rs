@@ -1,1 +1,69 @@
-//! client
+//! The client of Duet: one cloneable handle over a cluster, thousands of requests in flight, retries that are exactly
+//! once, errors that say what to do.
+//!
+//! ```text
+//! Namespace::put ── Op ──> data: number the write (session), attach the token
+//!                            │
+//!                          call: launch ─> flights ─> first answer counts      one state machine for each call
+//!                            │      └─ retry::decide: whom to ask next, or what to tell the caller
+//!                          pool ── Line ── one QUIC connection for each node, answers handed out by id
+//! ```
+//!
+//! **Where a request goes.** To the leader of a strong namespace, as the last answer named it; to any member for local
+//! reads and eventual namespaces, always the same one while it answers. A member that lets a request wait is asked
+//! no more until it answers again; where a second try does no harm, another member is asked beside it, which
+//! is what carries a client over the death of a leader in less time than an election takes.
+//!
+//! **What is retried.** Reads always. Writes to strong namespaces because each carries a [`Try`](duet_proto::Try): the
+//! replicated state remembers its answer, so that a write sent three times is done once. Writes to eventual namespaces
+//! and administration only if nothing can have been done; else they end as `OutcomeUnknown`, which is the truth. No
+//! call ever says that nothing was done if something may have been.
+//!
+//! **What is bounded.** Requests in flight ([`Options::in_flight`]), the tries of one call at a time, time (every call
+//! has a deadline), and what the transport queues. A call that is dropped leaves nothing behind.
+//!
+//! **What is left out.** No background task watches the cluster: the topology is learned when connecting, and again when
+//! an answer shows that it has changed. No cache of values. Strong scans of many pages are no snapshot.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use duet_client::{Client, NewNamespace, Tls};
+//!
+//! let tls = Tls::load("ca.pem".as_ref(), "client.pem".as_ref(), "client.key".as_ref())?;
+//! let client = Client::builder().endpoints(["127.0.0.1:7401"]).tls(tls).connect().await?;
+//! client.admin().create_namespace("orders", NewNamespace::strong()).await?;
+//!
+//! let orders = client.namespace("orders")?;
+//! orders.put("o/1", "new").await?;
+//! assert_eq!(orders.get("o/1").await?.map(|held| held.value), Some("new".into()));
+//! # Ok(())
+//! # }
+//! ```
+//!
+
+mod admin;
+mod call;
+mod client;
+mod error;
+mod line;
+mod namespace;
+mod options;
+mod pool;
+mod retry;
+mod route;
+mod scan;
+mod session;
+mod txn;
+
+pub use admin::{Admin, NewNamespace};
+pub use client::{Builder, Client, ClusterStatus, NodeReport};
+pub use duet_proto::{
+    Change, Class, Consistency, Cursor, Entry, Error, Expect, KeyRange, Mode, NamespaceInfo, NamespaceName,
+    NamespaceStatus, NodeId, NodeInfo, NodeStatus, ScanLimit, Stamp, Token, Topology, TxnResult, limits,
+};
+pub use duet_transport::{Network, Tls, TlsError, Udp};
+pub use error::ClientError;
+pub use namespace::{Namespace, Value};
+pub use options::{CallOptions, Options};
+pub use scan::Scan;
+pub use txn::Txn;

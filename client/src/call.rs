@@ -1,0 +1,410 @@
+//! One call: from a request to its answer, over however many tries that takes.
+//!
+//! A call is a small state machine around a list of *flights*: connections being made and requests that wait. It has
+//! one clock, the time of the next launch. A flight that is slow does not end; where a second try does no harm, another
+//! member is asked beside it, and the first answer counts.
+
+use std::{
+    future::{Future, poll_fn},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use duet_proto::{Error, NodeId, Request, Response, frame::RequestFrame};
+use duet_transport::NotSent;
+use tokio::{
+    sync::oneshot,
+    time::{Instant, timeout_at},
+};
+
+use crate::{
+    ClientError,
+    client::{Shared, Space},
+    line::{Asked, Line, Lost, Reply},
+    pool::{NotReached, Reach},
+    retry::{Situation, Step, decide, verdict},
+    route::{Target, choose},
+};
+
+/// Flights of one call at a time.
+const FLIGHTS: usize = 4;
+/// Redirections that are followed without a pause.
+const REDIRECTS: u32 = 8;
+/// The pause when a connection's queue is full.
+const FULL: Duration = Duration::from_millis(2);
+
+/// A call's terms.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Call<'a> {
+    /// The namespace it is about.
+    pub(crate) space: Option<&'a Space>,
+    /// The leader answers it fastest.
+    pub(crate) leader: bool,
+    /// It may change something.
+    pub(crate) write: bool,
+    /// Doing it again does no harm.
+    pub(crate) safe: bool,
+    /// Only this node can answer.
+    pub(crate) pinned: Option<NodeId>,
+    /// Give up once everybody was found out of reach.
+    pub(crate) one_round: bool,
+    /// When it is over.
+    pub(crate) deadline: Instant,
+    /// How long it was to take, for the error's text.
+    pub(crate) timeout: Duration,
+}
+
+/// An answer, and who gave it.
+pub(crate) struct Answered {
+    pub(crate) response: Response,
+    pub(crate) from: Arc<Line>,
+}
+
+enum Flight {
+    Dialing(Target, oneshot::Receiver<Result<Arc<Line>, NotReached>>),
+    Waiting(Arc<Line>, Asked),
+}
+
+enum Event {
+    Connected(Result<Arc<Line>, NotReached>),
+    Replied(Arc<Line>, Reply),
+}
+
+impl Flight {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        match self {
+            Flight::Dialing(_, wait) => Pin::new(wait).poll(cx).map(|result| {
+                let gone = || NotReached { address: "".into(), why: "the dial was given up".into(), refused: false };
+                Event::Connected(result.unwrap_or_else(|_| Err(gone())))
+            }),
+            Flight::Waiting(line, asked) => Pin::new(&mut asked.reply)
+                .poll(cx)
+                .map(|reply| Event::Replied(line.clone(), reply.unwrap_or(Err(Lost)))),
+        }
+    }
+}
+
+/// A call under way.
+pub(crate) struct Trip<'a> {
+    shared: &'a Shared,
+    call: Call<'a>,
+    frame: RequestFrame,
+    flights: Vec<Flight>,
+    /// Whom this round has asked.
+    tried: Vec<Target>,
+    /// An earlier try may have been done.
+    uncertain: bool,
+    round: u32,
+    redirects: u32,
+    not_found: u32,
+    /// When to ask the next one; `None` while only waiting helps.
+    next: Option<Instant>,
+    give_up: Instant,
+    last: Option<Error>,
+    unreached: Vec<NotReached>,
+}
+
+type Outcome = Option<Result<Answered, ClientError>>;
+
+impl<'a> Trip<'a> {
+    pub(crate) fn new(shared: &'a Shared, call: Call<'a>, request: Request) -> Trip<'a> {
+        Trip {
+            shared,
+            frame: RequestFrame { id: 0, timeout_ms: 0, request },
+            flights: Vec::new(),
+            tried: Vec::new(),
+            uncertain: false,
+            round: 0,
+            redirects: 0,
+            not_found: 0,
+            next: Some(Instant::now()),
+            give_up: call.deadline,
+            last: None,
+            unreached: Vec::new(),
+            call,
+        }
+    }
+
+    pub(crate) async fn run(mut self) -> Result<Answered, ClientError> {
+        loop {
+            if self.next.is_some_and(|next| next <= Instant::now())
+                && let Some(result) = self.launch()
+            {
+                return result;
+            }
+            let wake = self.next.map_or(self.give_up, |next| next.min(self.give_up));
+            match timeout_at(wake, poll_fn(|cx| self.poll(cx))).await {
+                Ok(event) => {
+                    if let Some(result) = self.on(event).await {
+                        return result;
+                    }
+                }
+                Err(_) if Instant::now() >= self.give_up => return Err(self.expired()),
+                Err(_) => self.overdue(),
+            }
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        for at in 0..self.flights.len() {
+            if let Poll::Ready(event) = self.flights[at].poll(cx) {
+                self.flights.remove(at);
+                return Poll::Ready(event);
+            }
+        }
+        Poll::Pending
+    }
+
+    /// Asks the next one.
+    fn launch(&mut self) -> Outcome {
+        let now = Instant::now();
+        let leader = self.call.space.filter(|_| self.call.leader).and_then(|s| s.with(|known| known.leader));
+        // The usual case: the leader is known, connected and well.
+        if self.tried.is_empty()
+            && self.call.pinned.is_none()
+            && let Some(line) = leader.and_then(|node| self.shared.pool.ready(node))
+        {
+            self.tried.push(Target::Node(line.node));
+            return self.send(line);
+        }
+        let members = self.members();
+        let mut candidates = self.shared.pool.candidates(&members, leader, &self.tried);
+        if let Some(node) = self.call.pinned {
+            candidates.retain(|c| c.target == Target::Node(node));
+        }
+        let Some(target) = choose(&candidates, self.shared.turn).filter(|_| self.flights.len() < FLIGHTS) else {
+            return self.next_round(now);
+        };
+        self.tried.push(target);
+        match self.shared.pool.reach(target) {
+            Some(Reach::Ready(line)) => return self.send(line),
+            Some(Reach::Dialing(wait)) => {
+                self.flights.push(Flight::Dialing(target, wait));
+                self.next = Some(now + self.shared.options.dial_patience);
+            }
+            None => (),
+        }
+        None
+    }
+
+    /// Everyone was asked.
+    fn next_round(&mut self, now: Instant) -> Outcome {
+        if self.flights.is_empty() {
+            let nobody = self.last.is_none() && !self.unreached.is_empty();
+            if nobody && (self.call.one_round || self.unreached.iter().all(|u| u.refused)) {
+                return Some(Err(self.unreachable()));
+            }
+        }
+        self.tried.clear();
+        for flight in &self.flights {
+            self.tried.push(match flight {
+                Flight::Dialing(target, _) => *target,
+                Flight::Waiting(line, _) => Target::Node(line.node),
+            });
+        }
+        self.pause(now);
+        None
+    }
+
+    fn pause(&mut self, now: Instant) {
+        self.next = Some(now + self.shared.backoff(self.round));
+        self.round += 1;
+    }
+
+    /// Sends the request, if that does no harm beside what is under way.
+    fn send(&mut self, line: Arc<Line>) -> Outcome {
+        let now = Instant::now();
+        if !self.call.safe && self.waits() {
+            self.next = None;
+            return None;
+        }
+        // The node's own answer to a timeout says more than ours: leave it the time to arrive.
+        let left = self.give_up.saturating_duration_since(now);
+        let margin = (left / 10).min(Duration::from_millis(50));
+        self.frame.timeout_ms = u32::try_from((left - margin).as_millis()).unwrap_or(u32::MAX).max(1);
+        match line.ask(&mut self.frame) {
+            Ok(asked) => {
+                self.flights.push(Flight::Waiting(line, asked));
+                self.next = self.call.safe.then(|| now + self.shared.options.patience);
+            }
+            Err(NotSent::Full) => {
+                self.tried.retain(|t| *t != Target::Node(line.node));
+                self.next = Some(now + FULL);
+            }
+            Err(NotSent::Closed) => {
+                self.shared.pool.lost(&line);
+                self.next = Some(now);
+            }
+        }
+        None
+    }
+
+    fn waits(&self) -> bool {
+        self.flights.iter().any(|f| matches!(f, Flight::Waiting(..)))
+    }
+
+    /// Nothing has come in time: whoever is asked is suspect from now on, and the next one is asked too.
+    fn overdue(&mut self) {
+        for flight in &self.flights {
+            if let Flight::Waiting(line, _) = flight {
+                line.suspect();
+            }
+        }
+    }
+
+    async fn on(&mut self, event: Event) -> Outcome {
+        let now = Instant::now();
+        match event {
+            Event::Connected(Ok(line)) => {
+                let target = Target::Node(line.node);
+                if !self.tried.contains(&target) {
+                    self.tried.push(target);
+                }
+                if self.call.pinned.is_some_and(|node| node != line.node) {
+                    return None;
+                }
+                self.send(line)
+            }
+            Event::Connected(Err(why)) => {
+                self.unreached.retain(|u| u.address != why.address);
+                self.unreached.push(why);
+                self.hurry(now);
+                None
+            }
+            Event::Replied(line, Err(Lost)) => {
+                self.shared.pool.lost(&line);
+                self.uncertain |= self.call.write;
+                if self.call.write && !self.call.safe {
+                    let why = format!("the connection to {} ended before the answer came", line.address);
+                    return Some(Err(Error::OutcomeUnknown { why }.into()));
+                }
+                self.hurry(now);
+                None
+            }
+            Event::Replied(line, Ok(Response::Error(error))) => self.error(&line, error).await,
+            Event::Replied(from, Ok(response)) => Some(Ok(Answered { response, from })),
+        }
+    }
+
+    /// The next launch is at once, unless what is under way forbids one.
+    fn hurry(&mut self, now: Instant) {
+        if self.call.safe || !self.waits() {
+            self.next = Some(now);
+        }
+    }
+
+    async fn error(&mut self, line: &Arc<Line>, error: Error) -> Outcome {
+        tracing::trace!(node = %line.node, %error, "an error came");
+        self.not_found += u32::from(matches!(error, Error::NamespaceNotFound { .. }));
+        self.uncertain |= self.call.write && matches!(error, Error::OutcomeUnknown { .. });
+        let step = decide(&error, self.situation());
+        let now = Instant::now();
+        match step {
+            Step::Give | Step::Refresh => return Some(Err(self.verdict(error).into())),
+            Step::Elsewhere => self.next = Some(now),
+            Step::Grace if !self.untried() && self.flights.is_empty() => {
+                return Some(Err(self.verdict(error).into()));
+            }
+            Step::Grace => {
+                self.give_up = self.give_up.min(now + self.shared.options.no_quorum_grace);
+                self.next = Some(now);
+            }
+            Step::Redirect => {
+                self.redirect(&error);
+                self.next = Some(now);
+                if self.redirects > REDIRECTS {
+                    self.pause(now);
+                    self.tried.clear();
+                }
+            }
+            Step::Pause => {
+                self.tried.clear();
+                self.pause(now);
+            }
+            Step::Learn => {
+                // Boxed: the topology is asked for by a call like this one.
+                Box::pin(self.shared.refresh(self.give_up)).await;
+                if !self.untried() {
+                    self.tried.clear();
+                }
+                self.pause(Instant::now());
+            }
+        }
+        self.last = Some(error);
+        None
+    }
+
+    fn redirect(&mut self, error: &Error) {
+        let Error::NotHere { members } = error else { return };
+        self.redirects += 1;
+        for (node, address) in members {
+            self.shared.pool.locate(*node, address);
+        }
+        if let Some(space) = self.call.space {
+            space.with(|known| {
+                known.members = members.iter().map(|(node, _)| *node).collect();
+                known.leader = known.members.first().copied();
+            });
+        }
+    }
+
+    fn members(&self) -> Vec<NodeId> {
+        self.call.space.map(|s| s.with(|known| known.members.clone())).unwrap_or_default()
+    }
+
+    fn untried(&self) -> bool {
+        if self.call.pinned.is_some() {
+            return false;
+        }
+        let members = self.members();
+        let candidates = self.shared.pool.candidates(&members, None, &self.tried);
+        candidates.iter().any(|c| !c.tried && (c.member || members.is_empty()))
+    }
+
+    fn situation(&self) -> Situation {
+        Situation {
+            safe: self.call.safe,
+            uncertain: self.is_uncertain(),
+            untried: self.untried(),
+            not_found: self.not_found,
+        }
+    }
+
+    fn is_uncertain(&self) -> bool {
+        self.uncertain || (self.call.write && self.waits())
+    }
+
+    fn verdict(&self, error: Error) -> Error {
+        verdict(error, self.is_uncertain())
+    }
+
+    /// Time is up.
+    fn expired(&mut self) -> ClientError {
+        let after = self.call.timeout;
+        match self.last.take() {
+            Some(error) => self.verdict(error).into(),
+            None if self.is_uncertain() => {
+                Error::OutcomeUnknown { why: format!("no answer within {} ms", after.as_millis()) }.into()
+            }
+            None if !self.waits() && !self.uncertain && self.never_reached() => self.unreachable(),
+            None => ClientError::TimedOut { after, why: "no answer came".into() },
+        }
+    }
+
+    fn never_reached(&self) -> bool {
+        !self.unreached.is_empty() || self.flights.iter().any(|f| matches!(f, Flight::Dialing(..)))
+    }
+
+    fn unreachable(&mut self) -> ClientError {
+        let refused = self.flights.is_empty() && self.unreached.iter().all(|u| u.refused);
+        let mut tried: Vec<_> = self.unreached.drain(..).map(|u| (u.address.to_string(), u.why)).collect();
+        for flight in &self.flights {
+            if let Flight::Dialing(target, _) = flight {
+                tried.push((self.shared.pool.address(*target), "no answer yet".into()));
+            }
+        }
+        if refused { ClientError::Refused { tried } } else { ClientError::Unreachable { tried } }
+    }
+}

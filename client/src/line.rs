@@ -1,0 +1,146 @@
+//! One connection to a node, and the requests on it that wait.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+};
+
+use bytes::Bytes;
+use duet_proto::{
+    Error, NodeId, Response,
+    frame::{self, RequestFrame, ResponseFrame},
+};
+use duet_transport::{Connection, NotSent};
+use tokio::sync::{mpsc, oneshot};
+
+/// The connection ended before the answer came.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Lost;
+
+/// What a request ends with.
+pub(crate) type Reply = Result<Response, Lost>;
+
+/// A connection to a node. Many requests at once; one task hands out the answers.
+#[derive(Debug)]
+pub(crate) struct Line {
+    connection: Connection,
+    waiting: Arc<Waiting>,
+    /// The node at the other end, as its certificate says.
+    pub(crate) node: NodeId,
+    /// Where that is.
+    pub(crate) address: Arc<str>,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    slots: Mutex<Slots>,
+    /// A request has waited too long since the last answer came.
+    suspect: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Slots {
+    last: u64,
+    open: BTreeMap<u64, oneshot::Sender<Reply>>,
+    ended: bool,
+}
+
+impl Waiting {
+    fn with<T>(&self, f: impl FnOnce(&mut Slots) -> T) -> T {
+        f(&mut self.slots.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// A request that waits. Dropping it forgets the request; a late answer is then dropped too.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    id: u64,
+    waiting: Arc<Waiting>,
+    pub(crate) reply: oneshot::Receiver<Reply>,
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        self.waiting.with(|slots| slots.open.remove(&self.id));
+    }
+}
+
+impl Line {
+    /// Begins to hand out what `connection` receives.
+    pub(crate) fn start(connection: Connection, node: NodeId, address: Arc<str>) -> Line {
+        let waiting: Arc<Waiting> = Arc::default();
+        match connection.incoming() {
+            Some(incoming) => drop(tokio::spawn(receive(incoming, waiting.clone()))),
+            None => waiting.with(|slots| slots.ended = true),
+        }
+        Line { connection, waiting, node, address }
+    }
+
+    /// Sends a request, under an id of this connection's own.
+    ///
+    /// # Errors
+    /// [`NotSent`]: it was not sent and never will be.
+    pub(crate) fn ask(&self, frame: &mut RequestFrame) -> Result<Asked, NotSent> {
+        let (answer, reply) = oneshot::channel();
+        let id = self.waiting.with(|slots| {
+            if slots.ended {
+                return Err(NotSent::Closed);
+            }
+            slots.last += 1;
+            slots.open.insert(slots.last, answer);
+            Ok(slots.last)
+        })?;
+        let asked = Asked { id, waiting: self.waiting.clone(), reply };
+        frame.id = id;
+        self.connection.send(frame::encode(frame))?;
+        Ok(asked)
+    }
+
+    /// Whether it is of no more use.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.connection.is_closed() || self.waiting.with(|slots| slots.ended)
+    }
+
+    /// Notes that a request has waited too long; the next answer clears it.
+    pub(crate) fn suspect(&self) {
+        self.waiting.suspect.store(true, Relaxed);
+    }
+
+    /// Whether a request has waited too long since the last answer.
+    pub(crate) fn is_suspect(&self) -> bool {
+        self.waiting.suspect.load(Relaxed)
+    }
+}
+
+/// Hands out answers until the connection ends, then tells those who still wait.
+async fn receive(mut incoming: mpsc::Receiver<Bytes>, waiting: Arc<Waiting>) {
+    while let Some(body) = incoming.recv().await {
+        waiting.suspect.store(false, Relaxed);
+        let (id, response) = match frame::decode::<ResponseFrame>(&body) {
+            Ok(frame) => (frame.id, frame.response),
+            // The one that asked learns of it; if that cannot be told, all do, with the end of the connection.
+            Err(error) => match frame::id_of(&body) {
+                Some(id) => (id, Response::Error(unreadable(&error))),
+                None => break,
+            },
+        };
+        if let Some(answer) = waiting.with(|slots| slots.open.remove(&id)) {
+            answer.send(Ok(response)).ok();
+        }
+    }
+    let left = waiting.with(|slots| {
+        slots.ended = true;
+        std::mem::take(&mut slots.open)
+    });
+    for answer in left.into_values() {
+        answer.send(Err(Lost)).ok();
+    }
+}
+
+/// What was asked may have been done.
+fn unreadable(error: &Error) -> Error {
+    Error::OutcomeUnknown { why: format!("the answer cannot be read: {error}") }
+}

@@ -1,0 +1,145 @@
+//! Scans: a range of keys as a stream.
+
+use std::{
+    collections::VecDeque,
+    future::poll_fn,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use duet_proto::{Cursor, Entry, Error, KeyRange, ScanLimit};
+use futures::{FutureExt, Stream, future::BoxFuture};
+
+use crate::{ClientError, Namespace};
+
+type Page = Result<(Vec<Entry>, Option<Cursor>), ClientError>;
+
+/// The entries of a range, in order of key. One page is fetched at a time, when the one before is used up, each at one
+/// moment of its own: a scan of many pages is no snapshot. It ends after an error.
+///
+/// ```no_run
+/// # async fn example(orders: duet_client::Namespace) -> Result<(), duet_client::ClientError> {
+/// use duet_client::KeyRange;
+///
+/// let mut scan = orders.scan(KeyRange::prefix("o/")).page(500).limit(10_000);
+/// while let Some(entry) = scan.next().await {
+///     let entry = entry?;
+///     println!("{:?} = {:?}", entry.key, entry.value);
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[must_use = "a scan fetches nothing until it is asked"]
+pub struct Scan {
+    namespace: Namespace,
+    range: KeyRange,
+    page: ScanLimit,
+    left: u64,
+    ready: VecDeque<Entry>,
+    next: Next,
+}
+
+enum Next {
+    Fetch(Option<Cursor>),
+    Fetching(Option<Cursor>, BoxFuture<'static, Page>),
+    Done,
+}
+
+impl Scan {
+    pub(crate) fn new(namespace: Namespace, range: KeyRange) -> Scan {
+        let (page, next) = (ScanLimit::default(), Next::Fetch(None));
+        Scan { namespace, range, page, left: u64::MAX, ready: VecDeque::new(), next }
+    }
+
+    /// At most this many entries altogether.
+    pub fn limit(mut self, entries: u64) -> Scan {
+        self.left = entries;
+        self
+    }
+
+    /// At most this many entries in one page. Default and most [`limits::SCAN_ENTRIES`](duet_proto::limits::SCAN_ENTRIES).
+    pub fn page(mut self, entries: u32) -> Scan {
+        self.page.entries = entries;
+        self
+    }
+
+    /// Leaves the values out.
+    pub fn keys_only(mut self) -> Scan {
+        self.page.keys_only = true;
+        self
+    }
+
+    /// Begins after this key.
+    pub fn after(mut self, key: impl Into<Bytes>) -> Scan {
+        self.range.start = self.range.start.max(successor(&key.into()));
+        self
+    }
+
+    /// The next entry; `None` at the end.
+    pub async fn next(&mut self) -> Option<Result<Entry, ClientError>> {
+        poll_fn(|cx| self.poll(cx)).await
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Entry, ClientError>>> {
+        loop {
+            if self.left == 0 {
+                self.next = Next::Done;
+                return Poll::Ready(None);
+            }
+            if let Some(entry) = self.ready.pop_front() {
+                self.left -= 1;
+                return Poll::Ready(Some(Ok(entry)));
+            }
+            match &mut self.next {
+                Next::Done => return Poll::Ready(None),
+                Next::Fetch(cursor) => {
+                    let cursor = cursor.take();
+                    self.next = Next::Fetching(cursor.clone(), self.fetch(cursor));
+                }
+                Next::Fetching(cursor, page) => match ready!(page.as_mut().poll(cx)) {
+                    Ok((entries, next)) => {
+                        self.ready = entries.into();
+                        self.next = next.map_or(Next::Done, |cursor| Next::Fetch(Some(cursor)));
+                    }
+                    // The cursor is of an epoch that is over; its last key still says where to go on.
+                    Err(ClientError::Cluster(Error::EpochChanged { .. })) if cursor.is_some() => {
+                        if let Some(cursor) = cursor.take() {
+                            self.range.start = successor(&cursor.last);
+                        }
+                        self.next = Next::Fetch(None);
+                    }
+                    Err(error) => {
+                        self.next = Next::Done;
+                        return Poll::Ready(Some(Err(error)));
+                    }
+                },
+            }
+        }
+    }
+
+    fn fetch(&self, cursor: Option<Cursor>) -> BoxFuture<'static, Page> {
+        let (namespace, range, mut limit) = (self.namespace.clone(), self.range.clone(), self.page);
+        limit.entries = limit.entries.min(u32::try_from(self.left).unwrap_or(u32::MAX));
+        async move { namespace.scan_page(range, limit, cursor).await }.boxed()
+    }
+}
+
+impl Stream for Scan {
+    type Item = Result<Entry, ClientError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.poll(cx)
+    }
+}
+
+impl std::fmt::Debug for Scan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Scan").field("range", &self.range).field("left", &self.left).finish_non_exhaustive()
+    }
+}
+
+/// The first key after `key`.
+fn successor(key: &[u8]) -> Bytes {
+    [key, &[0]].concat().into()
+}

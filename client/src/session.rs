@@ -1,0 +1,198 @@
+//! What a client remembers of one namespace: who leads it, how far it has seen, and which of its writes wait.
+
+use std::collections::BTreeSet;
+
+use duet_proto::{Epoch, Meta, Mode, NamespaceInfo, NodeId, SessionId, Token, Try};
+
+/// The numbers of a session's writes to one namespace.
+///
+/// Invariants: a number is given once; `answered_below` never passes a number that waits.
+#[derive(Debug, Default)]
+pub(crate) struct Window {
+    given: u64,
+    waiting: BTreeSet<u64>,
+}
+
+impl Window {
+    /// The next number, from 1, which waits from now on.
+    pub(crate) fn begin(&mut self) -> u64 {
+        self.given += 1;
+        self.waiting.insert(self.given);
+        self.given
+    }
+
+    /// Its caller has what it will ever get.
+    pub(crate) fn end(&mut self, sequence: u64) {
+        self.waiting.remove(&sequence);
+    }
+
+    /// Every number below this one has ended.
+    pub(crate) fn answered_below(&self) -> u64 {
+        self.waiting.first().copied().unwrap_or(self.given + 1)
+    }
+}
+
+/// What is known of a namespace.
+#[derive(Debug, Default)]
+pub(crate) struct Known {
+    /// Its mode, once a topology has told.
+    pub(crate) mode: Option<Mode>,
+    /// The latest epoch seen.
+    pub(crate) epoch: Epoch,
+    /// The highest log position seen in that epoch.
+    pub(crate) position: u64,
+    /// The leader, as last heard.
+    pub(crate) leader: Option<NodeId>,
+    /// The members, as last heard.
+    pub(crate) members: Vec<NodeId>,
+    /// What this session has seen of it in eventual mode.
+    pub(crate) token: Option<Token>,
+    /// The numbers of the writes.
+    pub(crate) window: Window,
+}
+
+impl Known {
+    /// What makes a write's retries exactly once, as of its first sending.
+    pub(crate) fn begin(&mut self, session: SessionId) -> Try {
+        let sequence = self.window.begin();
+        Try {
+            session,
+            sequence,
+            answered_below: self.window.answered_below(),
+            seen: self.position,
+            epoch: self.epoch.max(Epoch::FIRST),
+        }
+    }
+
+    /// Learns from an answer that `node` gave.
+    pub(crate) fn learn(&mut self, node: Option<NodeId>, meta: &Meta) {
+        self.reach(meta.epoch, meta.position);
+        if meta.epoch >= self.epoch {
+            // An answer that names no other leader came from it, if the namespace has one.
+            self.leader = meta.leader.or(if meta.position > 0 { node } else { None });
+        }
+        if let Some(token) = &meta.token {
+            self.see(token);
+        }
+    }
+
+    /// Joins a token into the session's.
+    pub(crate) fn see(&mut self, token: &Token) {
+        match &mut self.token {
+            Some(mine) => join(mine, token),
+            none => *none = Some(token.clone()),
+        }
+    }
+
+    /// Positions count anew in every epoch.
+    pub(crate) fn reach(&mut self, epoch: Epoch, position: u64) {
+        (self.epoch, self.position) = (self.epoch, self.position).max((epoch, position));
+    }
+
+    /// Learns from a catalog entry.
+    pub(crate) fn catalog(&mut self, info: &NamespaceInfo) {
+        if info.epoch < self.epoch {
+            return;
+        }
+        self.reach(info.epoch, 0);
+        self.mode = Some(info.mode);
+        self.members.clone_from(&info.members);
+        self.leader = info.leader.or(self.leader).filter(|leader| info.members.contains(leader));
+    }
+}
+
+/// Joins what two tokens have seen. One of a later epoch stands for everything of the earlier ones: the member that
+/// gave it was shown the earlier token, and answers only if it covers that.
+pub(crate) fn join(mine: &mut Token, other: &Token) {
+    if other.epoch > mine.epoch {
+        mine.clone_from(other);
+    } else if other.epoch == mine.epoch {
+        for &(node, hlc) in &other.seen {
+            match mine.seen.binary_search_by_key(&node, |(n, _)| *n) {
+                Ok(at) => mine.seen[at].1 = mine.seen[at].1.max(hlc),
+                Err(at) => mine.seen.insert(at, (node, hlc)),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use duet_proto::Hlc;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn the_window_follows_a_plain_model(ends in prop::collection::vec(any::<prop::sample::Index>(), 0..60)) {
+            let mut window = Window::default();
+            let mut waiting: Vec<u64> = Vec::new();
+            for (at, end) in ends.iter().enumerate() {
+                let given = window.begin();
+                prop_assert_eq!(given, at as u64 + 1);
+                waiting.push(given);
+                if at % 3 != 0 {
+                    window.end(waiting.remove(end.index(waiting.len())));
+                }
+                let expected = waiting.iter().min().copied().unwrap_or(given + 1);
+                prop_assert_eq!(window.answered_below(), expected);
+            }
+        }
+
+        #[test]
+        fn tokens_join_as_vectors_do(a in tokens(), b in tokens()) {
+            let mut ab = a.clone();
+            join(&mut ab, &b);
+            let mut ba = b.clone();
+            join(&mut ba, &a);
+            prop_assert_eq!(&ab, &ba);
+            let once = ab.clone();
+            join(&mut ab, &b);
+            prop_assert_eq!(&ab, &once);
+            prop_assert!(ab.seen.is_sorted_by_key(|(node, _)| *node));
+            for (node, hlc) in a.seen.iter().filter(|_| a.epoch == ab.epoch) {
+                prop_assert!(ab.seen.iter().any(|(n, h)| n == node && h >= hlc));
+            }
+        }
+    }
+
+    fn tokens() -> impl Strategy<Value = Token> {
+        (1u32..3, prop::collection::btree_map(1u32..5, 0u64..9, 0..4)).prop_map(|(epoch, seen)| Token {
+            epoch: Epoch(epoch),
+            // Two tokens of one epoch differ only in what they saw; make equal epochs of unequal content common.
+            seen: seen.into_iter().map(|(node, hlc)| (NodeId(node), Hlc(hlc))).collect(),
+        })
+    }
+
+    #[test]
+    fn a_try_tells_what_was_known_when_it_began() {
+        let mut known = Known::default();
+        known.reach(Epoch(2), 9);
+        let first = known.begin(SessionId(7));
+        let second = known.begin(SessionId(7));
+        assert_eq!((first.sequence, first.answered_below, first.seen, first.epoch), (1, 1, 9, Epoch(2)));
+        assert_eq!((second.sequence, second.answered_below), (2, 1));
+        known.window.end(1);
+        assert_eq!(known.begin(SessionId(7)).answered_below, 2);
+    }
+
+    #[test]
+    fn positions_count_anew_in_a_later_epoch() {
+        let mut known = Known::default();
+        known.reach(Epoch(1), 900);
+        known.reach(Epoch(2), 3);
+        known.reach(Epoch(1), 950);
+        assert_eq!((known.epoch, known.position), (Epoch(2), 3));
+    }
+
+    #[test]
+    fn the_leader_is_who_answers_without_naming_another() {
+        let mut known = Known::default();
+        let meta = |leader| Meta { epoch: Epoch(1), position: 5, leader, token: None };
+        known.learn(Some(NodeId(3)), &meta(Some(NodeId(2))));
+        assert_eq!(known.leader, Some(NodeId(2)));
+        known.learn(Some(NodeId(2)), &meta(None));
+        assert_eq!(known.leader, Some(NodeId(2)));
+    }
+}
