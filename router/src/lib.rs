@@ -8,10 +8,9 @@
 //!    └───────────────────────────► reconcile: local replicas := view ─────┘
 //! ```
 //!
-//! The catalog is ordinary keys of the system namespace, of which every node of the cluster holds a replica: a few
-//! vote, the others learn. A node derives its [`View`] from what its own replica applies, so that routing reads
-//! memory only and goes on while the catalog's quorum is gone. The view may be behind; three rules keep that
-//! harmless:
+//! The catalog is ordinary keys of the system namespace, of which every node of the cluster holds a replica. A node
+//! derives its [`View`] from what its own replica applies, so that routing reads memory only and goes on while the
+//! catalog's quorum is gone. The view may be behind; three rules keep that harmless:
 //!
 //! - A change is planned on the view and carried out as one transaction that compares the version of every entry it
 //!   rests on (`plan`). A view that was behind makes the compare fail, and it is planned anew.

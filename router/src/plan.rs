@@ -1,7 +1,7 @@
 //! What an administrator asks for, as one transaction on the catalog. Pure: a view goes in, a plan comes out.
 //!
-//! A plan compares the version of everything it changes. Whatever gives a node something to hold (a namespace, a
-//! vote in the system group) or takes a node away also compares and rewrites `i/next`, so that such plans exclude
+//! A plan compares the version of everything it changes. Whatever gives a node something to hold or takes a
+//! node away also compares and rewrites `i/next`, so that such plans exclude
 //! each other: otherwise a node could leave while a namespace is being placed on it.
 
 use std::collections::BTreeSet;
@@ -17,7 +17,7 @@ use crate::{
     view::{Entry, View},
 };
 
-/// Replicas of a namespace, and voters of the system group, where nobody says otherwise and there are nodes enough.
+/// Replicas of a namespace where nobody says otherwise and there are nodes enough.
 const REPLICAS: usize = 3;
 
 /// One step on the catalog, and what the one who asked waits for.
@@ -169,12 +169,11 @@ fn delete(view: &View, name: &NamespaceName) -> Result<Plan, Error> {
 }
 
 fn set_members(view: &View, name: &NamespaceName, members: &[NodeId]) -> Result<Plan, Error> {
+    protect(name)?;
     let entry = find(view, name)?;
     let to = checked_members(view, members)?;
     let record = match &entry.record.state {
         NamespaceState::Deleting { .. } => return Err(changing(name, "it is being deleted")),
-        // Every node holds the catalog anyway, so there is nothing to move: its group follows this list.
-        NamespaceState::Stable if name.is_system() => NamespaceRecord { members: to, ..copy(entry) },
         NamespaceState::Stable if entry.record.members == to => copy(entry),
         NamespaceState::Stable => {
             NamespaceRecord { state: NamespaceState::Moving { to, also: Vec::new() }, ..copy(entry) }
@@ -205,12 +204,15 @@ fn add_node(view: &View, address: &str) -> Result<Plan, Error> {
         None => {}
     }
     check(Resource::Nodes, view.active().count() + 1, limits::NODES)?;
-    let next = counters(view)?;
+    let (next, system) = (counters(view)?, find(view, &system_name())?);
     let node = next.record.node;
     let after = Counters { node: NodeId(node.0 + 1), ..*next.record };
     let record = NodeRecord { address: address.into(), boot: Boot(0), state: NodeState::Active };
-    let plan = Plan::new(Goal::Node(node));
-    Ok(plan.replace(Key::Next, Some(next), &after).replace(Key::Node(node), None, &record))
+    let members = system.record.members.iter().copied().chain([node]).collect();
+    Ok(Plan::new(Goal::Node(node))
+        .replace(Key::Next, Some(next), &after)
+        .replace(Key::Node(node), None, &record)
+        .replace(Key::Namespace(system_name()), Some(system), &NamespaceRecord { members, ..copy(system) }))
 }
 
 fn remove_node(view: &View, node: NodeId) -> Result<Plan, Error> {
@@ -230,15 +232,7 @@ fn remove_node(view: &View, node: NodeId) -> Result<Plan, Error> {
         return Err(invalid(why));
     }
     let (next, system) = (counters(view)?, find(view, &system_name())?);
-    let mut voters: Vec<_> = system.record.members.iter().copied().filter(|voter| *voter != node).collect();
-    if voters.len() < system.record.members.len() {
-        let started = |(id, entry): &(NodeId, &Entry<NodeRecord>)| {
-            *id != node && entry.record.boot > Boot(0) && !voters.contains(id)
-        };
-        let other = view.active().find(started).map(|(id, _)| id);
-        voters.extend(other);
-        voters.sort_unstable();
-    }
+    let voters: Vec<_> = system.record.members.iter().copied().filter(|voter| *voter != node).collect();
     if voters.is_empty() {
         return Err(invalid(format!("node {node} is the last one")));
     }
@@ -284,31 +278,13 @@ pub(crate) fn register(view: &View, me: NodeId, address: &str, boot: Boot, found
     let record = NodeRecord { address: address.into(), boot, state: NodeState::Active };
     let plan = Plan::new(Goal::Done).replace(Key::Node(me), entry, &record);
     let name = system_name();
-    let Some(system) = view.namespace(&name) else {
+    if view.namespace(&name).is_none() {
         let next = Counters {
             node: NodeId(founders.iter().map(|node| node.0).max().unwrap_or_default() + 1),
             namespace: NamespaceId::FIRST_USER,
         };
         let system = system_record(founders);
         return Registration::Due(plan.replace(Key::Next, None, &next).replace(Key::Namespace(name), None, &system));
-    };
-    // A cluster that began with fewer nodes gets its three votes as soon as three nodes have started.
-    let mut voters: BTreeSet<_> = system.record.members.iter().copied().collect();
-    let mut plan = plan;
-    let others =
-        view.active().filter(|(_, entry)| entry.record.boot > Boot(0)).map(|(node, entry)| (node, Some(entry)));
-    for (node, entry) in others.filter(|(node, _)| *node != me).chain([(me, None)]) {
-        if voters.len() < REPLICAS
-            && voters.insert(node)
-            && let Some(entry) = entry
-        {
-            plan = plan.compare(Key::Node(node), Some(entry.stamp));
-        }
-    }
-    if voters.len() == REPLICAS && system.record.members.len() < REPLICAS {
-        let members = voters.into_iter().collect();
-        let record = NamespaceRecord { members, ..copy(system) };
-        return Registration::Due(plan.replace(Key::Namespace(name), Some(system), &record));
     }
     Registration::Due(plan)
 }

@@ -136,7 +136,7 @@ async fn level(inner: &Inner, mut peers: impl FnMut(&BTreeMap<NodeId, String>) +
 /// Takes the next step of one namespace; whether it was the last.
 async fn settle(inner: &Inner, id: NamespaceId, round: u32) -> Result<bool, GroupError> {
     if id == NamespaceId::SYSTEM {
-        return Ok(true);
+        return found(inner, round).await;
     }
     let (view, me) = (inner.view(), inner.config.me);
     let here: Vec<_> = inner.strong.groups().into_iter().filter(|group| group.id.namespace == id).collect();
@@ -176,6 +176,18 @@ async fn settle(inner: &Inner, id: NamespaceId, round: u32) -> Result<bool, Grou
     }
 }
 
+/// The first founder stands for election when there is no leader, so that a new cluster, or one that starts again,
+/// does not wait for a timeout. Whoever has a leader refuses its vote, so that it never disturbs one.
+async fn found(inner: &Inner, round: u32) -> Result<bool, GroupError> {
+    let group = inner.strong.group(NamespaceId::SYSTEM, Epoch::FIRST);
+    let vacant = group.is_none_or(|group| group.leader.is_none());
+    if !vacant || inner.founders().first() != Some(&inner.config.me) || round >= CAMPAIGNS {
+        return Ok(true);
+    }
+    inner.strong.campaign(NamespaceId::SYSTEM, Epoch::FIRST).await?;
+    Ok(false)
+}
+
 async fn create(inner: &Inner, name: &NamespaceName, record: &NamespaceRecord) -> Result<(), GroupError> {
     let founds = record.starts(inner.config.me);
     let spec = GroupSpec {
@@ -211,8 +223,8 @@ async fn said_gone(inner: &Inner, name: &NamespaceName, entry: &Entry<NamespaceR
     }
 }
 
-/// Every node of the cluster is in the system group: the voters that its entry names, and the others, which the
-/// engine takes in as learners first. Only the leader can see to it; whether there is nothing to do.
+/// The voters of the system group are the nodes of the cluster: a new one learns first, so that it can catch up with
+/// the catalog and register. Only the leader can see to it; whether there is nothing to do.
 async fn lead_catalog(inner: &Inner) -> bool {
     let view = inner.view();
     let (Some(group), Some(entry)) =
@@ -220,8 +232,7 @@ async fn lead_catalog(inner: &Inner) -> bool {
     else {
         return true;
     };
-    let mut voters: BTreeSet<_> = view.active().map(|(node, _)| node).collect();
-    voters.extend(&entry.record.members);
+    let voters: BTreeSet<_> = entry.record.members.iter().copied().collect();
     if group.leader != Some(inner.config.me) || group.voters == voters {
         return true;
     }

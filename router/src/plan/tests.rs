@@ -109,7 +109,8 @@ fn check_invariants(view: &View) {
         let record = &entry.record;
         assert!(record.id < next.namespace, "{name} has an id that may be given out again");
         assert_eq!(view.by_id.get(&record.id), Some(name), "ids are distinct");
-        assert!(!record.members.is_empty() && record.members.len() <= limits::MEMBERS);
+        assert!(!record.members.is_empty());
+        assert!(name.is_system() || record.members.len() <= limits::MEMBERS);
         for node in record.involved() {
             assert!(view.is_active(node), "{name} is held by node {node}, which is not in the cluster");
         }
@@ -250,6 +251,7 @@ fn refusals_name_what_is_wrong() {
     assert_eq!(refused(Admin::DeleteNamespace { name: name("_system").unwrap() }), "invalid_request");
     assert_eq!(refused(Admin::ShowNamespace { name: name("b").unwrap() }), "namespace_not_found");
     assert_eq!(refused(move_to("a", &[])), "invalid_request");
+    assert_eq!(refused(move_to("_system", &[1])), "invalid_request");
     assert_eq!(refused(Admin::RemoveNode { node: NodeId(1) }), "invalid_request");
     assert_eq!(refused(Admin::RemoveNode { node: NodeId(9) }), "node_not_found");
     for address in ["", "host", ":1", "host:", "host:0", "host:65536", "n1:1"] {
@@ -367,32 +369,21 @@ fn starts_are_checked_against_the_catalog() {
 }
 
 #[test]
-fn the_catalog_gets_three_votes_when_three_nodes_have_started() {
-    let mut store = Store::default();
-    let only = [NodeId(1)];
-    let start = |store: &mut Store, node: u32| match register(
-        &store.view(),
-        NodeId(node),
-        &format!("n{node}:1"),
-        Boot(1),
-        &only,
-    ) {
-        Registration::Due(plan) => assert!(store.commit(&plan)),
-        other => panic!("{other:?}"),
-    };
-    start(&mut store, 1);
-    for node in 2..=4 {
-        assert_eq!(store.admin(&Admin::AddNode { address: format!("n{node}:1") }), Ok(Goal::Node(NodeId(node))));
-        assert_eq!(
-            store.admin(&Admin::AddNode { address: format!("n{node}:1") }),
-            Ok(Goal::Node(NodeId(node))),
-            "again"
-        );
-        start(&mut store, node);
+fn every_node_votes_on_the_catalog() {
+    let mut store = Store::founded();
+    let add = Admin::AddNode { address: "n4:1".into() };
+    assert_eq!(store.admin(&add), Ok(Goal::Node(NodeId(4))));
+    assert_eq!(store.admin(&add), Ok(Goal::Node(NodeId(4))), "again");
+    assert_eq!(store.record("_system").members, nodes(&[1, 2, 3, 4]));
+    for node in [2, 1, 4] {
+        store.admin(&Admin::RemoveNode { node: NodeId(node) }).unwrap();
     }
-    assert_eq!(store.record("_system").members, nodes(&[1, 2, 3]));
-    store.admin(&Admin::RemoveNode { node: NodeId(2) }).unwrap();
-    assert_eq!(store.record("_system").members, nodes(&[1, 3, 4]), "the vote goes to another node");
+    assert_eq!(store.record("_system").members, nodes(&[3]));
+    assert_eq!(
+        store.admin(&Admin::RemoveNode { node: NodeId(3) }).unwrap_err().code(),
+        "invalid_request",
+        "the last"
+    );
 }
 
 #[test]

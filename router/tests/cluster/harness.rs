@@ -1,0 +1,222 @@
+//! Whole routers over in-memory engines, on one thread and a paused clock.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use duet_engine_strong::{Config as EngineConfig, Handle, PeerLink, StrongEngine};
+use duet_proto::{
+    Admin, Answer, Boot, Consistency, DataRequest, Error, Mode, Mutation, NamespaceInfo, NamespaceName, NodeId, Op,
+    Outcome, Response, limits,
+};
+use duet_router::{Config, Founder, Router};
+use duet_store::{Committer, DiskGuard, HybridClock, WallClock, memory::MemoryStore};
+use tokio::{
+    sync::mpsc,
+    task::JoinHandle,
+    time::{Instant, sleep},
+};
+
+/// Generous: the clock is virtual, only a hang is to be found.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+type Lane = mpsc::Sender<(NodeId, Bytes)>;
+
+/// Who can be reached, and where.
+type Switchboard = Arc<Mutex<BTreeMap<NodeId, (Lane, Lane)>>>;
+
+struct VirtualClock(Instant);
+
+impl WallClock for VirtualClock {
+    fn now_ms(&self) -> u64 {
+        1_700_000_000_000 + self.0.elapsed().as_millis() as u64
+    }
+}
+
+pub struct Node {
+    pub router: Router,
+    pub engine: Handle,
+    pub peers: Arc<Mutex<BTreeMap<NodeId, String>>>,
+    boot: Boot,
+    store: Arc<MemoryStore>,
+    tasks: Vec<JoinHandle<()>>,
+    /// What the router's future ended with.
+    pub ended: Arc<Mutex<Option<Error>>>,
+}
+
+pub struct Cluster {
+    founders: Vec<Founder>,
+    started: Instant,
+    board: Switchboard,
+    pub nodes: BTreeMap<u32, Node>,
+    disks: BTreeMap<u32, (Boot, Arc<MemoryStore>)>,
+}
+
+impl Cluster {
+    /// A cluster that is ready, founded by nodes 1 to `n`.
+    pub async fn start(n: u32) -> Cluster {
+        let founders = (1..=n).map(|id| Founder { id: NodeId(id), address: address(id) }).collect();
+        let mut cluster = Cluster {
+            founders,
+            started: Instant::now(),
+            board: Switchboard::default(),
+            nodes: BTreeMap::new(),
+            disks: BTreeMap::new(),
+        };
+        (1..=n).for_each(|id| cluster.run(id));
+        for id in 1..=n {
+            cluster.ready(id).await;
+        }
+        cluster
+    }
+
+    /// Starts a node on its disk, or on a new one.
+    pub fn run(&mut self, id: u32) {
+        let (boot, store) = self.disks.remove(&id).unwrap_or_else(|| (Boot(0), MemoryStore::new()));
+        let (me, boot) = (NodeId(id), Boot(boot.0 + 1));
+        let committer = Committer::start_task(store.clone(), Duration::from_micros(200));
+        let clock =
+            HybridClock::open(store.clone(), Arc::new(VirtualClock(self.started)), limits::CLOCK_DRIFT_MS).unwrap();
+        let (raft_out, raft_sent) = mpsc::channel(4096);
+        let (bulk_out, bulk_sent) = mpsc::channel(4096);
+        let (raft_to, raft_in) = mpsc::channel(4096);
+        let (bulk_to, bulk_in) = mpsc::channel(4096);
+        self.board.lock().unwrap().insert(me, (raft_to, bulk_to));
+        let (engine, driver) = StrongEngine::start(
+            EngineConfig::new(me, boot),
+            store.clone(),
+            committer,
+            clock,
+            DiskGuard::new(store.clone(), 0),
+            PeerLink { raft_out, raft_in, bulk_out, bulk_in },
+        )
+        .unwrap();
+        let config = Config {
+            cluster: "test".parse().unwrap(),
+            me,
+            boot,
+            address: address(id),
+            founders: self.founders.clone(),
+            value_max: limits::VALUE_DEFAULT,
+        };
+        let peers = Arc::new(Mutex::new(BTreeMap::new()));
+        let told = peers.clone();
+        let (router, follow) = Router::start(config, engine.clone(), move |now| *told.lock().unwrap() = now.clone());
+        let ended = Arc::new(Mutex::new(None));
+        let end = ended.clone();
+        let tasks = vec![
+            tokio::spawn(driver),
+            tokio::spawn(async move { *end.lock().unwrap() = Some(follow.await) }),
+            tokio::spawn(carry(me, raft_sent, self.board.clone(), |(raft, _)| raft)),
+            tokio::spawn(carry(me, bulk_sent, self.board.clone(), |(_, bulk)| bulk)),
+        ];
+        self.nodes.insert(id, Node { router, engine, peers, boot, store, tasks, ended });
+    }
+
+    /// Cuts a node's power.
+    pub fn crash(&mut self, id: u32) {
+        let node = self.nodes.remove(&id).unwrap();
+        node.tasks.iter().for_each(JoinHandle::abort);
+        self.board.lock().unwrap().remove(&NodeId(id));
+        self.disks.insert(id, (node.boot, node.store.crash(u64::from(id))));
+    }
+
+    pub async fn ready(&self, id: u32) {
+        self.until(|cluster| cluster.nodes[&id].router.ready()).await;
+    }
+
+    /// Waits, in virtual time.
+    pub async fn until(&self, holds: impl Fn(&Cluster) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !holds(self) {
+            assert!(Instant::now() < deadline, "this never came about; the nodes: {}", self.picture());
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    fn picture(&self) -> String {
+        let node =
+            |(id, node): (&u32, &Node)| format!("\n{id}: {:?}\n  {:?}", node.router.view(), node.engine.groups());
+        self.nodes.iter().map(node).collect()
+    }
+
+    pub async fn admin(&self, at: u32, admin: Admin) -> Result<Response, Error> {
+        self.nodes[&at].router.admin(admin, Instant::now() + PATIENCE).await
+    }
+
+    pub async fn create(&self, at: u32, namespace: &str, members: &[u32]) -> Result<NamespaceInfo, Error> {
+        let members = members.iter().copied().map(NodeId).collect();
+        let create =
+            Admin::CreateNamespace { name: name(namespace), mode: Mode::Strong, replicas: None, members, copies: 1 };
+        match self.admin(at, create).await? {
+            Response::Namespace(info) => Ok(info),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub async fn names(&self, at: u32) -> Vec<String> {
+        match self.admin(at, Admin::ListNamespaces).await.unwrap() {
+            Response::Namespaces(infos) => infos.iter().map(|info| info.name.to_string()).collect(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub async fn call(&self, at: u32, namespace: &str, op: Op) -> Result<Answer, Error> {
+        let request = DataRequest {
+            namespace: name(namespace),
+            op,
+            attempt: None,
+            token: None,
+            consistency: Consistency::Linearizable,
+        };
+        self.nodes[&at].router.call(request, Instant::now() + PATIENCE).await
+    }
+
+    /// Puts, again while there is no quorum yet or no leader that is known.
+    pub async fn put(&self, at: u32, namespace: &str, key: &str, value: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        let mutation = Mutation::put(key.to_owned(), value.to_owned());
+        while let Err(error) = self.call(at, namespace, Op::Write { mutation: mutation.clone() }).await {
+            assert!(Instant::now() < deadline, "{error}");
+        }
+    }
+
+    pub async fn get(&self, at: u32, namespace: &str, key: &str) -> Result<Option<String>, Error> {
+        let answer = self.call(at, namespace, Op::Get { key: key.to_owned().into() }).await?;
+        match answer.outcome {
+            Outcome::Value(value) => Ok(value.map(|(_, bytes)| String::from_utf8(bytes.to_vec()).unwrap())),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Whether a node holds a replica of what the catalog calls by this id.
+    pub fn holds(&self, at: u32, info: &NamespaceInfo) -> bool {
+        self.nodes[&at].engine.group(info.id, info.epoch).is_some()
+    }
+}
+
+pub fn name(text: &str) -> NamespaceName {
+    text.parse().unwrap()
+}
+
+fn address(id: u32) -> String {
+    format!("node{id}:7000")
+}
+
+/// Takes what a node sends to where it goes, or nowhere.
+async fn carry(
+    me: NodeId,
+    mut sent: mpsc::Receiver<(NodeId, Bytes)>,
+    board: Switchboard,
+    lane: fn(&(Lane, Lane)) -> &Lane,
+) {
+    while let Some((to, bytes)) = sent.recv().await {
+        let lane = board.lock().unwrap().get(&to).map(|lanes| lane(lanes).clone());
+        if let Some(lane) = lane {
+            let _ = lane.send((me, bytes)).await;
+        }
+    }
+}
