@@ -233,7 +233,8 @@ async fn lead_catalog(inner: &Inner) -> bool {
         return true;
     };
     let voters: BTreeSet<_> = entry.record.members.iter().copied().collect();
-    if group.leader != Some(inner.config.me) || group.voters == voters {
+    let settled = group.voters == voters && group.learners.is_empty();
+    if settled || group.leader != Some(inner.config.me) {
         return true;
     }
     let step = inner.strong.set_members(NamespaceId::SYSTEM, Epoch::FIRST, voters).await;
