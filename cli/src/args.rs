@@ -37,8 +37,8 @@ pub struct Globals {
     #[arg(long, global = true, env = "DUET_CERT", value_name = "FILE")]
     pub cert: Option<PathBuf>,
     /// The private key of the certificate, a PEM file
-    #[arg(id = "private_key", long = "key", global = true, env = "DUET_KEY", value_name = "FILE")]
-    pub key: Option<PathBuf>,
+    #[arg(long = "key", global = true, env = "DUET_KEY", value_name = "FILE")]
+    pub private_key: Option<PathBuf>,
     /// How long a request may take: 500ms, 5s, 2m, or a number of seconds
     #[arg(long, global = true, env = "DUET_TIMEOUT", default_value = "5s", value_parser = duration, value_name = "TIME")]
     pub timeout: Duration,

@@ -2,6 +2,7 @@
 
 use std::{fmt, io, process::ExitCode};
 
+use duet_client::ClientError;
 use duet_proto::{Class, Error};
 use serde::Serialize;
 
@@ -121,6 +122,19 @@ impl std::error::Error for Failure {}
 impl From<Error> for Failure {
     fn from(error: Error) -> Failure {
         Failure { exit: Exit::of(&error), code: error.code(), class: Some(error.class()), message: error.to_string() }
+    }
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Failure {
+        let exit = match &error {
+            ClientError::Cluster(error) => return error.clone().into(),
+            ClientError::Unreachable { .. } => Exit::Unreachable,
+            ClientError::TimedOut { .. } => Exit::Unknown,
+            ClientError::Configuration { .. } => Exit::Usage,
+            _ => Exit::Failed,
+        };
+        Failure { exit, code: error.code(), class: Some(error.class()), message: error.to_string() }
     }
 }
 

@@ -44,18 +44,18 @@ impl Format {
         }
     }
 
-    /// Writes one record.
+    /// Writes one record; returns how many bytes it took.
     ///
     /// # Errors
     /// Those of `to`.
-    pub fn write(self, to: &mut impl Write, key: &Bytes, value: &Bytes) -> io::Result<()> {
-        match self {
-            Format::Jsonl => {
-                serde_json::to_writer(&mut *to, &Line { key: Text(key.clone()), value: Text(value.clone()) })?;
-                to.write_all(b"\n")
-            }
-            Format::Tsv => writeln!(to, "{}\t{}", escape(key), escape(value)),
-        }
+    pub fn write(self, to: &mut impl Write, key: &Bytes, value: &Bytes) -> io::Result<u64> {
+        let mut line = match self {
+            Format::Jsonl => serde_json::to_string(&Line { key: Text(key.clone()), value: Text(value.clone()) })?,
+            Format::Tsv => format!("{}\t{}", escape(key), escape(value)),
+        };
+        line.push('\n');
+        to.write_all(line.as_bytes())?;
+        Ok(line.len() as u64)
     }
 
     fn parse(self, line: &[u8], delimiter: u8) -> Result<(Bytes, Bytes), String> {
@@ -206,44 +206,18 @@ impl ImportState {
         replace(path, &text)
     }
 
-    /// Skips what is done. `input` must stand at its beginning, and stands at `offset` afterwards.
+    /// This state, if it is that of the import that `fresh` begins, whose input begins with `head` (up to [`HEAD`]).
     ///
     /// # Errors
-    /// If the input is another one than was begun, or cannot be read.
-    pub fn skip(&self, input: &mut impl Read) -> Result<(), Failure> {
-        let mut head = Head::default();
-        let mut left = self.offset;
-        let mut buffer = vec![0; HEAD];
-        while left > 0 {
-            let most = usize::try_from(left).unwrap_or(HEAD).min(HEAD);
-            let len = input.read(&mut buffer[..most])?;
-            if len == 0 {
-                break;
-            }
-            head.add(&buffer[..len]);
-            left -= len as u64;
+    /// If it is the state of another import.
+    pub fn belongs(self, fresh: &ImportState, head: &[u8]) -> Result<ImportState, Failure> {
+        let seen = usize::try_from(self.offset).unwrap_or(HEAD).min(HEAD);
+        let same_input = head.get(..seen).is_some_and(|head| crc32c::crc32c(head) == self.head);
+        if same_input && self.namespace == fresh.namespace && self.format == fresh.format {
+            return Ok(self);
         }
-        if left > 0 || head.sum != self.head {
-            return Err(Failure::failed("the state belongs to another input: remove it to start over"));
-        }
-        Ok(())
-    }
-}
-
-/// The checksum of the first [`HEAD`] bytes of what passes.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Head {
-    /// CRC-32C of them.
-    pub sum: u32,
-    seen: usize,
-}
-
-impl Head {
-    /// Takes more bytes into account.
-    pub fn add(&mut self, bytes: &[u8]) {
-        let take = bytes.len().min(HEAD - self.seen);
-        self.sum = crc32c::crc32c_append(self.sum, &bytes[..take]);
-        self.seen += take;
+        let what = if same_input { "namespace or format" } else { "input" };
+        Err(Failure::failed(format!("the state belongs to another {what}: remove it to start over")))
     }
 }
 
@@ -370,19 +344,19 @@ mod tests {
         assert_eq!(ImportState::load(&path).unwrap(), None);
         let text: Vec<u8> = (0..9000).flat_map(|i| format!("key{i}\tvalue\n").into_bytes()).collect();
         let end = read(Format::Tsv, &text)[7999].as_ref().unwrap().end;
-        let mut head = Head::default();
-        text[..end as usize].chunks(1000).for_each(|c| head.add(c));
-        let state =
-            ImportState { namespace: "n".into(), format: Format::Tsv, offset: end, records: 8000, head: head.sum };
+        let head = &text[..HEAD];
+        let fresh = ImportState { namespace: "n".into(), format: Format::Tsv, offset: 0, records: 0, head: 0 };
+        let state = ImportState { offset: end, records: 8000, head: crc32c::crc32c(head), ..fresh.clone() };
         state.save(&path).unwrap();
-        let state = ImportState::load(&path).unwrap().unwrap();
-        let mut input = &text[..];
-        state.skip(&mut input).unwrap();
-        let next = Records::new(input, Format::Tsv, b'\t', state.offset).next().unwrap().unwrap();
+        let state = ImportState::load(&path).unwrap().unwrap().belongs(&fresh, head).unwrap();
+        let rest = &text[state.offset as usize..];
+        let next = Records::new(rest, Format::Tsv, b'\t', state.offset).next().unwrap().unwrap();
         assert_eq!(next.key, "key8000");
         let other = text.iter().map(|b| b ^ 1).collect::<Vec<_>>();
-        assert!(state.skip(&mut &other[..]).is_err());
-        assert!(state.skip(&mut &text[..end as usize - 1]).is_err());
+        assert!(state.clone().belongs(&fresh, &other[..HEAD]).is_err());
+        assert!(state.clone().belongs(&fresh, &text[..100]).is_err());
+        assert!(state.clone().belongs(&ImportState { namespace: "m".into(), ..fresh.clone() }, head).is_err());
+        assert!(state.belongs(&ImportState { format: Format::Jsonl, ..fresh }, head).is_err());
         fs::write(&path, "{}").unwrap();
         assert!(ImportState::load(&path).unwrap_err().message.contains("not the state of an import"));
     }

@@ -12,7 +12,10 @@
 //! library does all that talks to a cluster: retries, leaders and sessions are none of this crate's business.
 
 pub mod args;
+mod bench;
 pub mod choice;
+mod cluster;
+mod demo;
 pub mod failure;
 pub mod files;
 pub mod output;
@@ -21,4 +24,5 @@ pub mod playground;
 pub mod run;
 pub mod status;
 pub mod text;
+mod transfer;
 pub mod verbs;

@@ -189,7 +189,7 @@ impl Globals {
             (self.endpoints.is_empty(), "--endpoints (DUET_ENDPOINTS)"),
             (self.cacert.is_none(), "--cacert (DUET_CACERT)"),
             (self.cert.is_none(), "--cert (DUET_CERT)"),
-            (self.key.is_none(), "--key (DUET_KEY)"),
+            (self.private_key.is_none(), "--key (DUET_KEY)"),
         ]
         .into_iter()
         .filter_map(|(missing, name)| missing.then_some(name))

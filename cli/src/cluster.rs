@@ -1,0 +1,103 @@
+//! Namespaces, nodes, and the state of both.
+
+use std::io::{BufRead, IsTerminal};
+
+use duet_client::{Client, NewNamespace};
+use duet_proto::{NamespaceInfo, NamespaceName, NodeInfo};
+use serde_json::json;
+
+use crate::{
+    args::{Node, Ns},
+    failure::{Exit, Failure},
+    output::{Printer, say, table},
+    status::{Report, word},
+};
+
+/// `duet ns …`
+pub(crate) async fn namespaces(client: &Client, verb: Ns, printer: Printer) -> Result<(), Failure> {
+    let admin = client.admin();
+    match verb {
+        Ns::Create { name, mode, replicas, members, copies } => {
+            let new = NewNamespace { mode, replicas, members, copies };
+            show(&admin.create_namespace(name.as_str(), new).await?, printer)
+        }
+        Ns::List => {
+            let list = admin.namespaces().await?;
+            printer.answer(&json!({ "namespaces": list }), || namespace_table(&list))
+        }
+        Ns::Show { name } => show(&admin.namespace(name.as_str()).await?, printer),
+        Ns::Members { name, members } => show(&admin.set_members(name.as_str(), members).await?, printer),
+        Ns::Delete { name, yes } => {
+            if !yes {
+                confirm(&name)?;
+            }
+            admin.delete_namespace(name.as_str()).await?;
+            printer.answer(&json!({ "deleted": name }), String::new)
+        }
+    }
+}
+
+fn show(info: &NamespaceInfo, printer: Printer) -> Result<(), Failure> {
+    printer.answer(info, || namespace_table(std::slice::from_ref(info)))
+}
+
+fn namespace_table(list: &[NamespaceInfo]) -> String {
+    let rows = list.iter().map(|n| {
+        vec![
+            n.name.to_string(),
+            n.mode.to_string(),
+            n.epoch.to_string(),
+            word(n.phase),
+            n.members.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
+            n.leader.map_or_else(|| "–".into(), |l| l.to_string()),
+            n.copies.to_string(),
+        ]
+    });
+    table(&["NAMESPACE", "MODE", ">EPOCH", "PHASE", "MEMBERS", ">LEADER", ">COPIES"], rows)
+}
+
+fn confirm(name: &NamespaceName) -> Result<(), Failure> {
+    let input = std::io::stdin();
+    if !input.is_terminal() {
+        return Err(Failure::usage("this deletes everything in the namespace: --yes confirms it"));
+    }
+    say(format!("This deletes everything in {name}, on every node. Type its name to go on:"));
+    let mut line = String::new();
+    input.lock().read_line(&mut line)?;
+    if line.trim() == name.as_str() { Ok(()) } else { Err(Failure::failed("not confirmed, nothing was done")) }
+}
+
+/// `duet node …`
+pub(crate) async fn nodes(client: &Client, verb: Node, printer: Printer) -> Result<(), Failure> {
+    match verb {
+        Node::List => {
+            let topology = client.topology().await?;
+            let list = &topology.nodes;
+            let cells = |n: &NodeInfo| vec![n.id.to_string(), n.address.clone(), n.boot.to_string()];
+            printer
+                .answer(&json!({ "nodes": list }), || table(&[">NODE", "ADDRESS", ">STARTS"], list.iter().map(cells)))
+        }
+        Node::Add { address } => {
+            let node = client.admin().add_node(address).await?;
+            printer.answer(&node, || node.id.to_string())
+        }
+        Node::Remove { node } => {
+            client.admin().remove_node(node).await?;
+            printer.answer(&json!({ "removed": node }), String::new)
+        }
+    }
+}
+
+/// `duet status`
+pub(crate) async fn status(client: &Client, printer: Printer) -> Result<Exit, Failure> {
+    let report = report(client).await?;
+    printer.answer(&report, || report.render())?;
+    Ok(if report.healthy { Exit::Done } else { Exit::Unhealthy })
+}
+
+/// What every node says, side by side.
+pub(crate) async fn report(client: &Client) -> Result<Report, Failure> {
+    let status = client.status().await?;
+    let answers = status.nodes.into_iter().map(|node| (node.info.id, node.status.map_err(|e| e.to_string())));
+    Ok(Report::new(&status.topology, &answers.collect()))
+}

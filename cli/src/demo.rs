@@ -1,0 +1,350 @@
+//! `duet demo`: everything at once, for a person to watch. Any promise that is not kept makes it fail.
+
+use std::{
+    collections::BTreeMap,
+    io::{IsTerminal, Write},
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use duet_client::{Client, Namespace, NewNamespace};
+use duet_proto::{Class, GroupRole, KeyRange, NamespaceName, NodeId};
+use futures::{StreamExt, TryStreamExt};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep},
+};
+
+use crate::{
+    args::{self, Demo, Globals, Import},
+    cluster,
+    failure::{Exit, Failure},
+    files::{Format, Records},
+    output::{count, table},
+    playground::Playground,
+    transfer,
+    verbs::connect,
+};
+
+const NAMESPACE: &str = "unicode";
+/// Tasks that write while the leader is killed.
+const WRITERS: u32 = 8;
+/// How long the cluster may take for anything before the demo gives up.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Runs the demo, and cleans up whatever its end.
+///
+/// # Errors
+/// If something does not work, or a promise was not kept.
+pub(crate) async fn run(options: &Demo, globals: &Globals) -> Result<Exit, Failure> {
+    let temporary = std::env::temp_dir().join(format!("duet-demo-{}", std::process::id()));
+    let dir = options.dir.clone().unwrap_or_else(|| temporary.clone());
+    let playground = args::Playground { nodes: Some(3), dir, base_port: Some(0).filter(|_| options.dir.is_none()) };
+    let mut nodes = Playground::prepare(&playground)?;
+    let result = tokio::select! {
+        result = show(options, globals, &mut nodes) => result,
+        _ = tokio::signal::ctrl_c() => Err(Failure::failed("interrupted")),
+    };
+    nodes.stop().await;
+    if options.dir.is_none() {
+        if result.is_ok() {
+            let _ = std::fs::remove_dir_all(&temporary);
+        } else {
+            detail(&format!("everything is left in {}", temporary.display()));
+        }
+    }
+    result.map(|()| Exit::Done)
+}
+
+async fn show(options: &Demo, globals: &Globals, nodes: &mut Playground) -> Result<(), Failure> {
+    let began = Instant::now();
+    step(1, "Three nodes");
+    nodes.start().await?;
+    let summary = nodes.summary();
+    let rows = summary.nodes.iter().map(|n| vec![format!("  {}", n.id), n.address.to_string(), n.pid.to_string()]);
+    print(&table(&["  NODE", "ADDRESS", ">PID"], rows));
+    detail("three duetd processes on this machine, mutual TLS between them, each with a disk store of its own");
+
+    let client = connect(&admin(globals, nodes)).await?;
+    step(2, "A strong namespace");
+    let name = NamespaceName::new(NAMESPACE).map_err(|e| Failure::failed(e.to_string()))?;
+    create(&client, &name).await?;
+    let namespace = client.namespace(NAMESPACE)?;
+    let leader = leader(&client).await?;
+    detail(&format!("{name}: a Raft group on nodes 1, 2 and 3; node {leader} leads"));
+
+    step(3, "Real data");
+    let records = import(&client, &name, options).await?;
+
+    step(4, "Read back");
+    verify(&namespace, &records).await?;
+
+    step(5, "The leader dies while clients write");
+    let ledger = Ledger::default();
+    let writers = ledger.start(&namespace);
+    // Enough is in flight, and answered, for the loss to hurt if there was one.
+    wait_until(|| ledger.acknowledged() > 500).await?;
+    let killed_at = Instant::now();
+    nodes.kill(leader).await?;
+    detail(&format!("node {leader} was ended by SIGKILL after {} acknowledged writes", count(ledger.acknowledged())));
+    let before = ledger.acknowledged();
+    wait_until(|| ledger.acknowledged() > before + 500).await?;
+    let pause = ledger.longest_pause(killed_at);
+    let new = self::leader(&client).await?;
+    detail(&format!("node {new} leads now; writes went on after {} ms", count(pause.as_millis() as u64)));
+    ledger.stop(writers).await?;
+
+    step(6, "Nothing that was acknowledged is missing");
+    let held = ledger.verify(&namespace).await?;
+    detail(&format!("{} acknowledged writes, {} of them present{}", count(held), count(held), ledger.doubts()));
+    verify(&namespace, &records).await?;
+
+    step(7, "The dead node comes back");
+    let back = Instant::now();
+    nodes.spawn(leader)?;
+    nodes.ready(&[leader]).await?;
+    let ready = back.elapsed();
+    caught_up(&client, leader).await?;
+    detail(&format!(
+        "node {leader} was ready after {} ms and caught up after {} ms: same position, same digest",
+        count(ready.as_millis() as u64),
+        count(back.elapsed().as_millis() as u64),
+    ));
+    print(&format!("\n{}", cluster::report(&client).await?.render()));
+    print(&format!(
+        "\nAll of it in {:.0} s. `make playground` starts a cluster to try by hand.\n",
+        began.elapsed().as_secs_f64()
+    ));
+    Ok(())
+}
+
+fn admin(globals: &Globals, nodes: &Playground) -> Globals {
+    let file = |name: &str| Some(nodes.dir().join(name));
+    Globals {
+        endpoints: nodes.summary().endpoints,
+        cacert: file("ca.pem"),
+        cert: file("admin.pem"),
+        private_key: file("admin.key"),
+        timeout: globals.timeout.max(Duration::from_secs(20)),
+        output: globals.output,
+    }
+}
+
+async fn create(client: &Client, name: &NamespaceName) -> Result<(), Failure> {
+    match client.admin().create_namespace(name.as_str(), NewNamespace::strong()).await {
+        Err(error) if !matches!(error.cluster(), Some(duet_proto::Error::NamespaceExists { .. })) => {
+            Err(error.into())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Who leads, as soon as someone does.
+async fn leader(client: &Client) -> Result<NodeId, Failure> {
+    let deadline = Instant::now() + PATIENCE;
+    while Instant::now() < deadline {
+        let report = cluster::report(client).await?;
+        let leader = report.namespaces.iter().find(|n| n.name == NAMESPACE).and_then(|n| n.leader);
+        if let Some(leader) = leader {
+            return Ok(leader);
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+    Err(Failure::failed("nobody leads the namespace"))
+}
+
+type Known = Arc<Vec<(Bytes, Bytes)>>;
+
+async fn import(client: &Client, name: &NamespaceName, options: &Demo) -> Result<Known, Failure> {
+    let import = Import {
+        namespace: name.clone(),
+        file: options.data.clone(),
+        format: Some(Format::Tsv),
+        delimiter: b';',
+        state: None,
+        concurrency: 512,
+    };
+    let done = transfer::import_file(&client.namespace(NAMESPACE)?, &import).await?;
+    let rate = count((done.records as f64 / done.seconds.max(1e-9)) as u64);
+    let file = options.data.file_name().map(PathBuf::from).unwrap_or_default();
+    detail(&format!(
+        "{}: {} records, each synced by a majority, in {:.1} s ({rate} a second)",
+        file.display(),
+        count(done.records),
+        done.seconds,
+    ));
+    let text = std::fs::read(&options.data).map_err(crate::failure::about(&options.data))?;
+    let records = Records::new(&text[..], Format::Tsv, b';', 0).map(|r| r.map(|r| (r.key, r.value)));
+    let records: BTreeMap<Bytes, Bytes> =
+        records.collect::<Result<_, _>>().map_err(|e| Failure::failed(e.to_string()))?;
+    Ok(Arc::new(records.into_iter().collect()))
+}
+
+/// Reads every record, linearizably, and compares.
+async fn verify(namespace: &Namespace, records: &Known) -> Result<(), Failure> {
+    let began = Instant::now();
+    let wrong = futures::stream::iter(0..records.len())
+        .map(|at| async move {
+            let (key, value) = &records[at];
+            let found = namespace.get(key.clone()).await?;
+            Ok::<_, Failure>(u64::from(found.is_none_or(|found| found.value != *value)))
+        })
+        .buffer_unordered(512)
+        .try_fold(0, |sum, wrong| async move { Ok(sum + wrong) })
+        .await?;
+    let (all, seconds) = (records.len() as u64, began.elapsed().as_secs_f64());
+    if wrong > 0 {
+        return Err(Failure::failed(format!("{} of {} records are missing or wrong", count(wrong), count(all))));
+    }
+    detail(&format!("{} linearizable reads in {seconds:.1} s: every record is as it was imported", count(all)));
+    Ok(())
+}
+
+/// Writes, and what became of each.
+#[derive(Clone, Default)]
+struct Ledger(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    over: AtomicBool,
+    entries: Mutex<Entries>,
+}
+
+#[derive(Default)]
+struct Entries {
+    /// Key and value of what was acknowledged.
+    acknowledged: Vec<(Bytes, Bytes)>,
+    /// When each was.
+    times: Vec<Instant>,
+    /// Writes whose outcome nobody knows: they may be there or not.
+    unknown: u64,
+}
+
+impl Ledger {
+    fn entries(&self) -> std::sync::MutexGuard<'_, Entries> {
+        self.0.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn acknowledged(&self) -> u64 {
+        self.entries().times.len() as u64
+    }
+
+    fn start(&self, namespace: &Namespace) -> JoinSet<Result<(), Failure>> {
+        let mut writers = JoinSet::new();
+        for writer in 0..WRITERS {
+            writers.spawn(self.clone().write(namespace.clone(), writer));
+        }
+        writers
+    }
+
+    async fn write(self, namespace: Namespace, writer: u32) -> Result<(), Failure> {
+        let mut number = 0u64;
+        while !self.0.over.load(Ordering::Relaxed) {
+            number += 1;
+            let key = Bytes::from(format!("{}{writer}/{number:08}", prefix()));
+            let value = Bytes::from(format!("write {number} of writer {writer}"));
+            match namespace.put(key.clone(), value.clone()).await {
+                Ok(_) => {
+                    let mut entries = self.entries();
+                    entries.acknowledged.push((key, value));
+                    entries.times.push(Instant::now());
+                }
+                Err(error) if error.class() == Class::Unknown => self.entries().unknown += 1,
+                // Refused: nothing was done, and the writer goes on.
+                Err(error) if error.class() == Class::Retry => sleep(Duration::from_millis(10)).await,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    async fn stop(&self, mut writers: JoinSet<Result<(), Failure>>) -> Result<(), Failure> {
+        self.0.over.store(true, Ordering::Relaxed);
+        while let Some(writer) = writers.join_next().await {
+            writer.map_err(|e| Failure::failed(e.to_string()))??;
+        }
+        Ok(())
+    }
+
+    /// The longest time from one acknowledgement to the next, from shortly before `since` on.
+    fn longest_pause(&self, since: Instant) -> Duration {
+        let mut times = self.entries().times.clone();
+        times.sort_unstable();
+        times.windows(2).filter(|w| w[1] >= since).map(|w| w[1] - w[0].max(since)).max().unwrap_or_default()
+    }
+
+    fn doubts(&self) -> String {
+        match self.entries().unknown {
+            0 => String::new(),
+            unknown => format!(" ({unknown} more ended as unknown, and may be there or not)"),
+        }
+    }
+
+    /// Looks for everything that was acknowledged; says how much that is.
+    async fn verify(&self, namespace: &Namespace) -> Result<u64, Failure> {
+        let found: BTreeMap<Bytes, Bytes> =
+            namespace.scan(KeyRange::prefix(prefix())).map_ok(|entry| (entry.key, entry.value)).try_collect().await?;
+        let entries = self.entries();
+        let lost = entries.acknowledged.iter().filter(|(key, value)| found.get(key) != Some(value)).count();
+        if lost > 0 {
+            return Err(Failure::failed(format!("{lost} acknowledged writes are missing")));
+        }
+        Ok(entries.acknowledged.len() as u64)
+    }
+}
+
+/// Where this run's writes are: those of another run over the same directory could hide a loss.
+fn prefix() -> String {
+    format!("ledger/{}/", std::process::id())
+}
+
+async fn wait_until(holds: impl Fn() -> bool) -> Result<(), Failure> {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        if Instant::now() > deadline {
+            return Err(Failure::failed(format!("writes do not go on within {} s", PATIENCE.as_secs())));
+        }
+        sleep(Duration::from_millis(5)).await;
+    }
+    Ok(())
+}
+
+/// Waits until a node's replica is where the leader's is, with the same digest.
+async fn caught_up(client: &Client, node: NodeId) -> Result<(), Failure> {
+    let deadline = Instant::now() + PATIENCE;
+    while Instant::now() < deadline {
+        let report = cluster::report(client).await?;
+        let namespace = report.namespaces.iter().find(|n| n.name == NAMESPACE);
+        let replicas = || namespace.into_iter().flat_map(|n| &n.members);
+        let mine = replicas().find(|m| m.node == node).and_then(|m| m.replica.as_ref());
+        let leads = replicas().filter_map(|m| m.replica.as_ref()).find(|r| r.role == GroupRole::Leader);
+        if let (Some(mine), Some(leads), true) = (mine, leads, report.healthy)
+            && mine.applied >= leads.applied
+            && mine.digest == leads.digest
+        {
+            return Ok(());
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+    Err(Failure::failed(format!("node {node} does not catch up")))
+}
+
+fn step(number: u32, title: &str) {
+    let (bold, plain) = if std::io::stdout().is_terminal() { ("\x1b[1m", "\x1b[0m") } else { ("", "") };
+    print(&format!("\n{bold}{number}  {title}{plain}\n"));
+}
+
+fn detail(text: &str) {
+    print(&format!("   {text}\n"));
+}
+
+/// To standard output, whoever reads it or not.
+fn print(text: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
