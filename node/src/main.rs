@@ -1,2 +1,48 @@
-//! x
-fn main() {}
+//! `duetd`: reads its configuration, then runs one node until a signal or a failure ends it.
+//!
+//! Exit codes: 0 stopped cleanly; 1 failed, while starting or later; 2 the command line, the configuration or a
+//! certificate is wrong, so that starting again would not help.
+
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
+
+use duet_node::{
+    config::{self, Resolved},
+    daemon, log,
+};
+
+fn main() -> ExitCode {
+    let matches = config::command(daemon::VERSION.into()).get_matches();
+    let config = match Resolved::load(&matches) {
+        Ok(config) => config,
+        Err(error) => return refuse(&error),
+    };
+    if matches.get_flag("check-config") {
+        return match daemon::check(&config) {
+            Ok(summary) => say(io::stdout(), &summary, ExitCode::SUCCESS),
+            Err(error) => refuse(&error),
+        };
+    }
+    let level = log::install(&config.log);
+    let reload = daemon::Reload { read: Box::new(move || Resolved::load(&matches)), level };
+    match daemon::run(config, &reload) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            tracing::error!("{failure}");
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}
+
+/// Before there is a log.
+fn refuse(error: &dyn std::error::Error) -> ExitCode {
+    say(io::stderr(), &format!("duetd: {error}"), ExitCode::from(2))
+}
+
+fn say(mut to: impl Write, line: &str, code: ExitCode) -> ExitCode {
+    // Nobody is left to tell if this fails.
+    let _ = writeln!(to, "{line}");
+    code
+}

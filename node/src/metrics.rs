@@ -4,9 +4,11 @@
 //! when it is asked for, so that a node that nobody watches spends nothing on it. Names begin with `duet_` and use
 //! base units.
 
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use duet_engine_strong::Metrics as EngineMetrics;
 use duet_proto::{GroupRole, NodeStatus, QuorumHealth, Request, Response};
+use duet_transport::{Lane, Stats};
 use prometheus_client::{
     encoding::{EncodeLabelSet, text},
     metrics::{
@@ -52,15 +54,30 @@ struct Member {
     member: u32,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LaneOf {
+    lane: String,
+    direction: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Reason {
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Event {
+    event: &'static str,
+}
+
 /// The metrics of one node.
-pub struct Metrics {
+pub(crate) struct Metrics {
     registry: Registry,
     requests: Family<Finished, Counter>,
     seconds: Seconds,
     /// Requests being served.
     pub(crate) in_flight: Gauge,
-    /// Client connections.
-    pub(crate) connections: Gauge,
+    connections: Gauge<u64, AtomicU64>,
     ready: Gauge,
     peers: Gauge,
     disk_free: Gauge<u64, AtomicU64>,
@@ -74,12 +91,15 @@ pub struct Metrics {
     applied: Family<Replica, Gauge<u64, AtomicU64>>,
     keys: Family<Replica, Gauge<u64, AtomicU64>>,
     lag: Family<Member, Gauge<u64, AtomicU64>>,
+    groups: Family<Event, Gauge<u64, AtomicU64>>,
+    engine: Family<Event, Counter>,
+    lanes: Family<LaneOf, Counter>,
+    refusals: Family<Reason, Counter>,
 }
 
 impl Metrics {
     /// Everything at zero.
-    #[must_use]
-    pub fn new(version: &str, node: u32, cluster: &str) -> Metrics {
+    pub(crate) fn new(version: &str, node: u32, cluster: &str) -> Metrics {
         let mut registry = Registry::with_prefix("duet");
         let build = Info::new(vec![
             ("version", version.to_owned()),
@@ -112,9 +132,18 @@ impl Metrics {
             applied: add(r, "raft_applied_index", "The highest index applied", Family::default()),
             keys: add(r, "namespace_keys", "Live keys", Family::default()),
             lag: add(r, "raft_member_lag_entries", "On the leader: entries that the member lacks", Family::default()),
+            groups: add(r, "raft_groups", "Raft groups held, by what they do", Family::default()),
+            engine: add(r, "raft_events", "What the strong engine did, by kind", Family::default()),
+            lanes: add(r, "lane_bytes", "Bytes between nodes, by lane and direction", Family::default()),
+            refusals: add(r, "connections_refused", "Connections refused or ended, by reason", Family::default()),
             // Evaluated last: by now everything is in it.
             registry,
         }
+    }
+
+    /// Adds what is read elsewhere when it is asked for.
+    pub(crate) fn collect(&mut self, collector: impl prometheus_client::collector::Collector) {
+        self.registry.register_collector(Box::new(collector));
     }
 
     /// Counts an answered request.
@@ -131,11 +160,60 @@ impl Metrics {
     ///
     /// # Errors
     /// If a metric cannot be formatted.
-    pub(crate) fn render(&self, ready: bool, status: &NodeStatus) -> Result<String, std::fmt::Error> {
+    pub(crate) fn render(
+        &self,
+        ready: bool,
+        status: &NodeStatus,
+        engine: &EngineMetrics,
+        transport: &Stats,
+    ) -> Result<String, std::fmt::Error> {
         self.refresh(ready, status);
+        self.mirror(engine, transport);
         let mut out = String::new();
         text::encode(&mut out, &self.registry)?;
         Ok(out)
+    }
+
+    /// Puts what others count into the registry.
+    fn mirror(&self, engine: &EngineMetrics, transport: &Stats) {
+        self.connections.set(transport.clients);
+        for (lane, stats) in Lane::ALL.iter().zip(&transport.lanes) {
+            for (direction, bytes) in [("sent", stats.sent_bytes), ("received", stats.received_bytes)] {
+                let label = LaneOf { lane: lane.to_string(), direction };
+                self.lanes.get_or_create(&label).inner().store(bytes, Ordering::Relaxed);
+            }
+        }
+        for (refusal, count) in &transport.refusals {
+            let label = Reason { reason: refusal.label() };
+            self.refusals.get_or_create(&label).inner().store(*count, Ordering::Relaxed);
+        }
+        let groups = [
+            ("held", engine.groups),
+            ("leading", engine.leading),
+            ("quiet", engine.quiet),
+            ("failed", engine.failed),
+        ];
+        for (event, count) in groups {
+            self.groups.get_or_create(&Event { event }).set(count);
+        }
+        for (event, count) in [
+            ("proposed", engine.proposed),
+            ("reproposed", engine.reproposed),
+            ("applied", engine.applied),
+            ("appended", engine.appended),
+            ("read_rounds", engine.read_rounds),
+            ("reads", engine.reads),
+            ("no_quorum", engine.no_quorum),
+            ("outcome_unknown", engine.unknown),
+            ("elections", engine.elections),
+            ("snapshots_sent", engine.snapshots_sent),
+            ("snapshots_installed", engine.snapshots_installed),
+            ("messages_refused", engine.refused),
+            ("frames", engine.frames),
+            ("steps", engine.steps),
+        ] {
+            self.engine.get_or_create(&Event { event }).inner().store(count, Ordering::Relaxed);
+        }
     }
 
     fn refresh(&self, ready: bool, status: &NodeStatus) {
@@ -242,7 +320,7 @@ mod tests {
             connected: vec![NodeId(1)],
             namespaces: vec![],
         };
-        let text = metrics.render(true, &status).unwrap();
+        let text = metrics.render(true, &status, &EngineMetrics::default(), &Stats::default()).unwrap();
         for line in [
             "duet_build_info{version=\"1.2.3\",node=\"7\",cluster=\"c\"} 1",
             "duet_requests_total{kind=\"get\",outcome=\"ok\"} 1",

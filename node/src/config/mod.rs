@@ -147,9 +147,9 @@ pub struct Timing {
     /// The engines' unit of time.
     pub tick: Duration,
     /// Ticks between a leader's heartbeats.
-    pub heartbeat_ticks: usize,
+    pub heartbeat_ticks: u32,
     /// Ticks of silence before an election.
-    pub election_ticks: usize,
+    pub election_ticks: u32,
     /// Without a quorum for so long, requests are refused.
     pub no_quorum: Duration,
     /// How far ahead another node's time may be, in milliseconds.
@@ -368,8 +368,8 @@ impl Reader<'_> {
         let ms = |key| Duration::from_millis(self.number(key));
         let timing = Timing {
             tick: ms("timing.tick_ms"),
-            heartbeat_ticks: self.number("timing.heartbeat_ticks") as usize,
-            election_ticks: self.number("timing.election_ticks") as usize,
+            heartbeat_ticks: self.number("timing.heartbeat_ticks") as u32,
+            election_ticks: self.number("timing.election_ticks") as u32,
             no_quorum: ms("timing.no_quorum_ms"),
             clock_drift_ms: self.number("timing.clock_drift_ms"),
             request: ms("timing.request_ms"),

@@ -1,0 +1,269 @@
+//! The process around a node: files, the real store and network, signals, systemd, HTTP.
+//!
+//! Everything here is what the simulation replaces. What it shares with the daemon begins at [`Node::start`].
+
+use std::{io, sync::Arc, time::Duration};
+
+use duet_store::{
+    Committer, Store, StoreError, SystemClock,
+    rocks::{RocksOptions, RocksStore},
+};
+use duet_transport::{Tls, TlsError, Udp};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{Signal, SignalKind, signal},
+    sync::oneshot,
+    time::{Instant, sleep_until},
+};
+
+use crate::{
+    Node, Parts, StartError,
+    config::{ConfigError, Resolved, TlsFiles},
+    http,
+    log::Level,
+    systemd,
+};
+
+/// The version, as `--version` prints it.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Why the daemon ended otherwise than cleanly.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The certificates cannot be used, or are not this node's.
+    #[error("{0}")]
+    Certificate(#[from] CertificateError),
+    /// The store cannot be opened or has failed.
+    #[error("{0}")]
+    Store(#[from] StoreError),
+    /// An address cannot be bound.
+    #[error("cannot listen on {what} {address}: {source}")]
+    Bind {
+        /// Which key.
+        what: &'static str,
+        /// The address.
+        address: std::net::SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// The node did not start.
+    #[error("{0}")]
+    Start(#[from] StartError),
+    /// The node failed while it ran.
+    #[error("the node has failed and stops: {0}")]
+    Failed(String),
+    /// The system refused a runtime, a signal handler or the like.
+    #[error("the system refused: {0}")]
+    System(#[from] io::Error),
+    /// A second signal came during the clean stop.
+    #[error("stopped at once by a second signal; the clean stop was not finished")]
+    Impatient,
+}
+
+impl Failure {
+    /// 2 where starting again would not help, else 1.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        if matches!(self, Failure::Certificate(_)) { 2 } else { 1 }
+    }
+}
+
+/// What is wrong with the certificates.
+#[derive(Debug, thiserror::Error)]
+pub enum CertificateError {
+    /// They cannot be read, have expired, or belong to another cluster.
+    #[error("[tls] ca = {ca:?}, cert = {cert:?}: {source}")]
+    Tls {
+        /// The authority's file.
+        ca: std::path::PathBuf,
+        /// The certificate's file.
+        cert: std::path::PathBuf,
+        /// What is wrong.
+        source: TlsError,
+    },
+    /// The certificate is another node's, or a client's.
+    #[error("[tls] cert = {cert:?}: the certificate is for {found}, this is node {expected} (`node_id`)")]
+    NotThisNode {
+        /// The certificate's file.
+        cert: std::path::PathBuf,
+        /// Whose it is.
+        found: String,
+        /// Who this is.
+        expected: duet_proto::NodeId,
+    },
+}
+
+/// Loads the certificates and checks that they are this node's.
+///
+/// # Errors
+/// If they are not.
+pub fn certificates(config: &Resolved) -> Result<Tls, CertificateError> {
+    let TlsFiles { ca, cert, key } = &config.tls;
+    let tls = Tls::load(ca, cert, key)
+        .and_then(|tls| tls.expect_cluster(&config.cluster).map(|()| tls))
+        .map_err(|source| CertificateError::Tls { ca: ca.clone(), cert: cert.clone(), source })?;
+    let identity = tls.identity();
+    if identity.node_id() != Some(config.node) {
+        let found = identity.to_string();
+        return Err(CertificateError::NotThisNode { cert: cert.clone(), found, expected: config.node });
+    }
+    Ok(tls)
+}
+
+/// What `--check-config` does: everything that can be checked without touching data or network.
+///
+/// # Errors
+/// If the certificates cannot be used.
+pub fn check(config: &Resolved) -> Result<String, CertificateError> {
+    certificates(config)?;
+    Ok(format!("ok: node {} of cluster {}, listening on {}", config.node, config.cluster, config.listen))
+}
+
+/// What SIGHUP does.
+pub struct Reload {
+    /// Reads the configuration again.
+    pub read: Box<dyn Fn() -> Result<Resolved, ConfigError> + Send + Sync>,
+    /// What it can change.
+    pub level: Level,
+}
+
+/// Runs a node until a signal or a failure ends it.
+///
+/// # Errors
+/// Why it did not start, or why it ended.
+pub fn run(config: Resolved, reload: &Reload) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("duetd").build()?;
+    let result = runtime.block_on(serve(config, reload));
+    // Whatever still runs (a stuck name lookup, say) does not hold up the exit.
+    runtime.shutdown_timeout(Duration::from_millis(200));
+    result
+}
+
+async fn serve(config: Resolved, again: &Reload) -> Result<(), Failure> {
+    let mut signals = Signals::new()?;
+    let tls = certificates(&config)?;
+    let http = match config.http {
+        Some(address) => {
+            let bound = TcpListener::bind(address).await;
+            Some(bound.map_err(|source| Failure::Bind { what: "http", address, source })?)
+        }
+        None => None,
+    };
+    let store = open_store(&config)?;
+    let committer = Committer::start_thread(store.clone())?;
+    let parts = Parts {
+        store,
+        committer,
+        network: Arc::new(Udp),
+        wall: Arc::new(SystemClock),
+        tls,
+        seed: None,
+        #[cfg(feature = "planted")]
+        planted: None,
+    };
+    let stop = config.timing.stop;
+    let node = Node::start(config, parts).await?;
+    let (stop_http, http_stopped) = oneshot::channel::<()>();
+    if let Some(listener) = http {
+        tokio::spawn(http::serve(listener, node.clone(), async {
+            let _ = http_stopped.await;
+        }));
+    }
+    systemd::ready();
+    let ended = supervise(&node, &mut signals, again).await;
+    systemd::stopping();
+    drop(stop_http);
+    if let Err(why) = ended {
+        node.kill();
+        return Err(Failure::Failed(why));
+    }
+    tokio::select! {
+        () = node.stop(Instant::now() + stop) => {
+            tracing::info!("stopped");
+            Ok(())
+        }
+        () = signals.stop() => Err(Failure::Impatient),
+    }
+}
+
+fn open_store(config: &Resolved) -> Result<Arc<dyn Store>, Failure> {
+    let path = &config.data_dir;
+    let started = std::time::Instant::now();
+    let options = RocksOptions { cache_bytes: config.disk.cache_bytes, ..RocksOptions::default() };
+    let store = RocksStore::open(path, &options)?;
+    tracing::info!(path = %path.display(), ms = started.elapsed().as_millis() as u64, "the store is open");
+    Ok(Arc::new(store))
+}
+
+/// Until a signal asks for a stop (`Ok`) or the node fails.
+async fn supervise(node: &Node, signals: &mut Signals, again: &Reload) -> Result<(), String> {
+    let period = systemd::watchdog();
+    let mut next = Instant::now();
+    let mut told = String::new();
+    loop {
+        tokio::select! {
+            stop = signals.next() => {
+                if stop {
+                    return Ok(());
+                }
+                reload(again);
+            }
+            why = node.failed() => return Err(why),
+            () = sleep_until(next) => {
+                next = Instant::now() + period.unwrap_or(Duration::from_secs(1)).min(Duration::from_secs(1));
+                if period.is_some() && node.healthy().is_ok() {
+                    systemd::alive();
+                }
+                let state = node.ready().map_or_else(|why| why, |()| "ready".into());
+                if state != told {
+                    tracing::info!(state, "state");
+                    systemd::status(&state);
+                    told = state;
+                }
+            }
+        }
+    }
+}
+
+/// The configuration is read again. The log's level takes effect; everything else needs a restart, and is only
+/// checked, so that the restart will not be a surprise.
+fn reload(again: &Reload) {
+    let checked = (again.read)().map_err(|e| e.to_string());
+    match checked.and_then(|config| certificates(&config).map(|_| config).map_err(|e| e.to_string())) {
+        Ok(config) => {
+            again.level.set(&config.log.level);
+            tracing::info!(level = config.log.level, "reloaded the log's level; other keys need a restart");
+        }
+        Err(error) => tracing::error!(error, "the configuration is not valid any more; nothing was changed"),
+    }
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    reload: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Signals> {
+        Ok(Signals {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            reload: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// The next signal. `true`: stop; `false`: reload.
+    async fn next(&mut self) -> bool {
+        tokio::select! {
+            _ = self.terminate.recv() => true,
+            _ = self.interrupt.recv() => true,
+            _ = self.reload.recv() => false,
+        }
+    }
+
+    /// A signal to stop.
+    async fn stop(&mut self) {
+        while !self.next().await {}
+    }
+}

@@ -1,0 +1,381 @@
+//! The composition root: a configuration and the parts of a machine in, a running node out.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    future::Future,
+    panic::AssertUnwindSafe,
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use duet_engine_strong::{Config as EngineConfig, Handle, PeerLink, StrongEngine};
+use duet_proto::{Boot, Epoch, Error, NamespaceId, NodeId, NodeStatus};
+use duet_router::{Config as RouterConfig, Founder, Router};
+use duet_store::{Committer, DiskGuard, HybridClock, NodeIdentity, Store, StoreError, WallClock, open_node};
+use duet_transport::{Config as EndpointConfig, Endpoint, Identity, Lane, Limits, Network, Peers, Tls};
+use futures::FutureExt;
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinSet,
+    time::{Instant, sleep, timeout_at},
+};
+
+use crate::{collect::Durable, config::Resolved, daemon::VERSION, metrics::Metrics, serve};
+
+/// Frames on their way from the engine to the transport. The transport's own queues come after it, so it is short.
+const RAFT_OUT: usize = 256;
+/// Pieces of snapshots on their way; each is up to 256 KiB.
+const BULK_OUT: usize = 4;
+/// How often a stopping node looks whether its requests are answered.
+const DRAIN: Duration = Duration::from_millis(5);
+
+/// What a node runs on: a machine's, or a simulation's.
+pub struct Parts {
+    /// The store, opened.
+    pub store: Arc<dyn Store>,
+    /// Its committer.
+    pub committer: Committer,
+    /// The network.
+    pub network: Arc<dyn Network>,
+    /// The wall clock.
+    pub wall: Arc<dyn WallClock>,
+    /// The node's certificate.
+    pub tls: Tls,
+    /// Where everything random comes from, another one for each start; `None`: from the system.
+    pub seed: Option<u64>,
+    /// A bug that the simulation's checkers must find.
+    #[cfg(feature = "planted")]
+    pub planted: Option<duet_engine_strong::Planted>,
+}
+
+/// Why a node did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The store is another node's, damaged, or failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The endpoint did not start.
+    #[error(transparent)]
+    Endpoint(#[from] duet_transport::StartError),
+}
+
+/// A node that runs. A clone is the same node. It runs until [`Node::stop`] or [`Node::kill`]; dropping it does not
+/// stop it.
+#[derive(Clone)]
+pub struct Node {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    config: Resolved,
+    boot: Boot,
+    started: Instant,
+    store: Arc<dyn Store>,
+    committer: Committer,
+    disk: DiskGuard,
+    endpoint: Endpoint,
+    engine: Handle,
+    router: Router,
+    metrics: Metrics,
+    stopping: AtomicBool,
+    failure: OnceLock<String>,
+    /// Told with the first failure.
+    watchers: Mutex<Vec<oneshot::Sender<String>>>,
+    tasks: Mutex<JoinSet<()>>,
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Node").field("node", &self.inner.config.node).field("boot", &self.inner.boot).finish()
+    }
+}
+
+impl Node {
+    /// Starts a node: its store is bound to it and the start counted, durably; then it listens, opens its groups and
+    /// follows the catalog. It serves clients at once; see [`Node::ready`].
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing is left running then.
+    pub async fn start(config: Resolved, parts: Parts) -> Result<Node, StartError> {
+        let Parts { store, committer, network, wall, tls, seed, .. } = parts;
+        let identity = NodeIdentity { cluster: config.cluster.clone(), node: config.node };
+        let boot = open_node(&*store, &identity)?;
+        let clock = HybridClock::open(store.clone(), wall, config.timing.clock_drift_ms)?;
+        let disk = DiskGuard::new(store.clone(), config.disk.reserve_bytes);
+        let endpoint = Endpoint::start(EndpointConfig {
+            me: Identity::node(config.cluster.clone(), config.node),
+            listen: config.listen,
+            tls,
+            limits: Limits {
+                client_connections: config.limits.connections,
+                in_flight: config.limits.in_flight,
+                max_age: config.timing.connection_age,
+                ..Limits::default()
+            },
+            rng_seed: seed,
+            network,
+        })?;
+        let (link, pumps) = wire(endpoint.peers());
+        let settings = EngineConfig {
+            tick: config.timing.tick,
+            election: config.timing.election_ticks..config.timing.election_ticks * 5 / 3,
+            heartbeat: config.timing.heartbeat_ticks,
+            no_quorum_after: config.timing.no_quorum,
+            value_max: config.limits.value_bytes,
+            seed: seed.unwrap_or_else(|| u64::from(config.node.0) << 32 ^ boot.0),
+            #[cfg(feature = "planted")]
+            planted: parts.planted,
+            ..EngineConfig::new(config.node, boot)
+        };
+        let (engine, driver) =
+            StrongEngine::start(settings, store.clone(), committer.clone(), clock, disk.clone(), link)?;
+        let (router, follow) =
+            Router::start(router_config(&config, boot), engine.clone(), follow_peers(endpoint.peers().clone()));
+        let mut metrics = Metrics::new(VERSION, config.node.0, config.cluster.as_str());
+        metrics.collect(Durable { store: store.clone(), committer: committer.clone() });
+        let node = Node {
+            inner: Arc::new(Inner {
+                started: Instant::now(),
+                boot,
+                store,
+                committer,
+                disk,
+                endpoint,
+                engine,
+                router,
+                metrics,
+                stopping: AtomicBool::new(false),
+                failure: OnceLock::new(),
+                watchers: Mutex::default(),
+                tasks: Mutex::default(),
+                config,
+            }),
+        };
+        node.run("the way to the peers", pumps.map(|()| "it ended".into()));
+        node.run("the strong engine", driver.map(|()| "it ended".into()));
+        node.run("the router", follow.map(|error| error.to_string()));
+        node.run("the store", {
+            let committer = node.inner.committer.clone();
+            async move { committer.failed().await.to_string() }
+        });
+        node.run("the client service", serve::accept(node.clone()).map(|()| "it ended".into()));
+        let address = node.inner.config.advertise.as_str();
+        tracing::info!(node = node.inner.config.node.0, boot = boot.0, listen = %node.listen(), address, "serving");
+        Ok(node)
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn listen(&self) -> std::net::SocketAddr {
+        self.inner.endpoint.local_addr().unwrap_or(self.inner.config.listen)
+    }
+
+    /// Its configuration.
+    #[must_use]
+    pub fn config(&self) -> &Resolved {
+        &self.inner.config
+    }
+
+    /// Whether it serves: the catalog has a leader and a quorum that knows of this start, and this node has applied it.
+    ///
+    /// # Errors
+    /// What is missing.
+    pub fn ready(&self) -> Result<(), String> {
+        self.healthy()?;
+        if self.inner.stopping.load(Ordering::Relaxed) {
+            return Err("stopping".into());
+        }
+        match self.inner.engine.group(NamespaceId::SYSTEM, Epoch::FIRST) {
+            Some(group) if group.leader.is_none() => Err("waiting for a leader of the catalog".into()),
+            Some(_) if self.inner.router.ready() => Ok(()),
+            _ => Err("catching up with the catalog".into()),
+        }
+    }
+
+    /// Whether it does its work: its store takes writes and its tasks run.
+    ///
+    /// # Errors
+    /// What has failed.
+    pub fn healthy(&self) -> Result<(), String> {
+        match self.inner.failure.get() {
+            Some(why) => Err(why.clone()),
+            None => Ok(()),
+        }
+    }
+
+    /// Waits for a failure that the node cannot go on with. It goes on answering until it is killed.
+    pub async fn failed(&self) -> String {
+        let told = {
+            let mut watchers = self.inner.watchers.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(why) = self.inner.failure.get() {
+                return why.clone();
+            }
+            let (tell, told) = oneshot::channel();
+            watchers.retain(|watcher| !watcher.is_closed());
+            watchers.push(tell);
+            told
+        };
+        match told.await {
+            Ok(why) => why,
+            // The senders are dropped only to tell, or with the node.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// What it says of itself.
+    pub async fn status(&self) -> NodeStatus {
+        let inner = &*self.inner;
+        NodeStatus {
+            node: inner.config.node,
+            address: inner.config.advertise.clone(),
+            version: VERSION.into(),
+            boot: inner.boot,
+            uptime_ms: inner.started.elapsed().as_millis() as u64,
+            disk_free: inner.disk.free(),
+            disk_full: inner.disk.check().is_err(),
+            connected: inner.endpoint.peers().connected(),
+            namespaces: inner.router.status().await,
+        }
+    }
+
+    /// The metrics, as Prometheus text.
+    ///
+    /// # Errors
+    /// If one cannot be formatted.
+    pub async fn metrics(&self) -> Result<String, fmt::Error> {
+        let inner = &*self.inner;
+        let status = self.status().await;
+        inner.metrics.render(self.ready().is_ok(), &status, &inner.engine.metrics(), &inner.endpoint.stats())
+    }
+
+    /// The catalog and the way to the engines.
+    #[must_use]
+    pub fn router(&self) -> &Router {
+        &self.inner.router
+    }
+
+    /// Stops cleanly: takes in nobody any more, hands its leaderships over, answers what is under way, makes
+    /// everything durable and lets go of the store. What is not done by `deadline` is left.
+    pub async fn stop(&self, deadline: Instant) {
+        let inner = &*self.inner;
+        inner.stopping.store(true, Ordering::SeqCst);
+        inner.endpoint.stop_accepting();
+        // New requests are refused from here on, so the count only falls.
+        let drained = async {
+            while inner.metrics.in_flight.get() > 0 {
+                sleep(DRAIN).await;
+            }
+        };
+        let orderly = async {
+            tokio::join!(inner.engine.shutdown(), drained);
+            inner.endpoint.shutdown().await;
+            self.kill();
+            inner.committer.stop().await;
+        };
+        if timeout_at(deadline, orderly).await.is_err() {
+            tracing::warn!("the clean stop took too long and was cut short");
+            self.kill();
+        }
+        if let Err(error) = inner.store.sync() {
+            tracing::error!(%error, "the last sync failed");
+        }
+    }
+
+    /// Ends every task at once, as a crash would: nothing is handed over, answered or synced.
+    pub fn kill(&self) {
+        self.inner.stopping.store(true, Ordering::SeqCst);
+        self.inner.tasks.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
+    }
+
+    /// Refuses a request if the node is on its way out.
+    pub(crate) fn admit(&self) -> Result<(), Error> {
+        if self.inner.stopping.load(Ordering::Relaxed) {
+            return Err(Error::Unavailable { node: self.inner.config.node, why: "it is stopping".into() });
+        }
+        Ok(())
+    }
+
+    pub(crate) fn endpoint(&self) -> &Endpoint {
+        &self.inner.endpoint
+    }
+
+    pub(crate) fn counters(&self) -> &Metrics {
+        &self.inner.metrics
+    }
+
+    /// Runs a task that must not end while the node runs: if it does, or panics, the node has failed.
+    fn run(&self, name: &'static str, task: impl Future<Output = String> + Send + 'static) {
+        let node = self.clone();
+        let watched = async move {
+            let why = AssertUnwindSafe(task).catch_unwind().await.unwrap_or_else(|_| "it panicked".into());
+            if !node.inner.stopping.load(Ordering::SeqCst) {
+                node.fail(format!("{name}: {why}"));
+            }
+        };
+        self.inner.tasks.lock().unwrap_or_else(PoisonError::into_inner).spawn(watched);
+    }
+
+    fn fail(&self, why: String) {
+        let mut watchers = self.inner.watchers.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.inner.failure.set(why.clone()).is_ok() {
+            tracing::error!(why, "the node has failed");
+            for watcher in watchers.drain(..) {
+                let _ = watcher.send(why.clone());
+            }
+        }
+    }
+}
+
+fn router_config(config: &Resolved, boot: Boot) -> RouterConfig {
+    RouterConfig {
+        cluster: config.cluster.clone(),
+        me: config.node,
+        boot,
+        address: config.advertise.clone(),
+        founders: config.founders.iter().map(|(id, address)| Founder { id: *id, address: address.clone() }).collect(),
+        value_max: config.limits.value_bytes,
+    }
+}
+
+/// Connects the engine to its lanes, once. What comes in goes from the transport's queues straight to the engine;
+/// what goes out is copied into the lane of its peer by the returned future.
+fn wire(peers: &Peers) -> (PeerLink, impl Future<Output = ()> + Send + 'static) {
+    let (raft_out, mut raft) = mpsc::channel::<(NodeId, Bytes)>(RAFT_OUT);
+    let (bulk_out, mut bulk) = mpsc::channel::<(NodeId, Bytes)>(BULK_OUT);
+    let incoming = |lane| peers.take_incoming(lane).unwrap_or_else(|| mpsc::channel(1).1);
+    let link = PeerLink { raft_out, raft_in: incoming(Lane::Raft), bulk_out, bulk_in: incoming(Lane::Bulk) };
+    let (to_raft, to_bulk) = (peers.clone(), peers.clone());
+    let raft = async move {
+        while let Some((node, frame)) = raft.recv().await {
+            // A peer that is away or slow misses frames; Raft sends again.
+            let _ = to_raft.try_send(node, Lane::Raft, frame);
+        }
+    };
+    let bulk = async move {
+        while let Some((node, piece)) = bulk.recv().await {
+            let _ = to_bulk.send(node, Lane::Bulk, piece).await;
+        }
+    };
+    (link, async move {
+        tokio::join!(raft, bulk);
+    })
+}
+
+/// Keeps the transport's peers as the catalog names them.
+fn follow_peers(peers: Peers) -> impl FnMut(&BTreeMap<NodeId, String>) + Send + 'static {
+    let mut known: BTreeMap<NodeId, String> = BTreeMap::new();
+    move |now| {
+        for gone in known.keys().filter(|node| !now.contains_key(node)) {
+            peers.forget(*gone);
+        }
+        for (node, address) in now {
+            peers.set(*node, address.clone());
+        }
+        known.clone_from(now);
+    }
+}

@@ -1,0 +1,231 @@
+//! A place with certificates and configurations in which real `duetd` processes run.
+
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io::{Read, Write},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Output, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use duet_proto::{ClusterName, NodeId, Role};
+use duet_transport::{CertificateAuthority, Identity, Validity};
+
+/// Nothing takes this long, on however slow a machine.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Certificates, configurations and data of a cluster on loopback.
+pub struct Site {
+    pub dir: tempfile::TempDir,
+    pub cluster: ClusterName,
+    authority: CertificateAuthority,
+    ports: BTreeMap<u32, (u16, u16)>,
+}
+
+impl Site {
+    /// A cluster of `nodes` founders, none of which runs yet.
+    pub fn new(cluster: &str, nodes: u32) -> Site {
+        let cluster = ClusterName::new(cluster).unwrap();
+        let authority = CertificateAuthority::generate(&cluster, Validity::days(10)).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("ca.pem"), authority.cert()).unwrap();
+        let ports = (1..=nodes).map(|node| (node, (free_port(), free_port()))).collect();
+        let mut site = Site { dir, cluster, authority, ports };
+        for node in 1..=nodes {
+            site.certify(node, &site.cluster.clone(), node, Validity::days(10));
+            site.configure(node, "");
+        }
+        let admin = Identity::client(site.cluster.clone(), "ops", Role::Admin).unwrap();
+        site.issue("admin", &admin, Validity::days(10));
+        site
+    }
+
+    fn issue(&mut self, file: &str, identity: &Identity, validity: Validity) {
+        let issued = self.authority.issue(identity, validity, &["127.0.0.1".into(), "localhost".into()]).unwrap();
+        fs::write(self.dir.path().join(format!("{file}.pem")), issued.cert).unwrap();
+        fs::write(self.dir.path().join(format!("{file}.key")), issued.key).unwrap();
+    }
+
+    /// Puts a certificate for `subject` of `cluster` where `node` looks for its own.
+    pub fn certify(&mut self, node: u32, cluster: &ClusterName, subject: u32, validity: Validity) {
+        self.issue(&format!("node{node}"), &Identity::node(cluster.clone(), NodeId(subject)), validity);
+    }
+
+    /// Writes the configuration of a node, with `more` at its end.
+    pub fn configure(&self, node: u32, more: &str) {
+        let (listen, http) = self.ports[&node];
+        let cluster = &self.cluster;
+        let mut text = format!(
+            "node_id = {node}\ncluster = \"{cluster}\"\nlisten = \"127.0.0.1:{listen}\"\nhttp = \"127.0.0.1:{http}\"\n\
+             data_dir = \"data{node}\"\n\n[tls]\nca = \"ca.pem\"\ncert = \"node{node}.pem\"\nkey = \"node{node}.key\"\n"
+        );
+        for (id, (listen, _)) in &self.ports {
+            text += &format!("\n[[founders]]\nid = {id}\naddress = \"127.0.0.1:{listen}\"\n");
+        }
+        fs::write(self.config(node), text + more).unwrap();
+    }
+
+    pub fn config(&self, node: u32) -> PathBuf {
+        self.path(&format!("duetd{node}.toml"))
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Where peers and clients reach a node.
+    pub fn address(&self, node: u32) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.ports[&node].0).into()
+    }
+
+    pub fn http(&self, node: u32) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.ports[&node].1).into()
+    }
+
+    /// Starts a node and leaves it running.
+    pub fn start(&self, node: u32, flags: &[&str]) -> Daemon {
+        let log = self.path(&format!("log{node}"));
+        let child = duetd(&self.config(node), flags)
+            .stderr(File::options().create(true).append(true).open(&log).unwrap())
+            .spawn()
+            .unwrap();
+        Daemon { child, log, http: self.http(node) }
+    }
+
+    /// Runs a node that is expected to end by itself, and returns its exit code and what it said.
+    pub fn refused(&self, node: u32, flags: &[&str]) -> (Option<i32>, String) {
+        let mut child = duetd(&self.config(node), flags).stderr(Stdio::piped()).spawn().unwrap();
+        let mut stderr = child.stderr.take().unwrap();
+        let reader = thread::spawn(move || {
+            let mut text = String::new();
+            stderr.read_to_string(&mut text).unwrap();
+            text
+        });
+        let status = wait(&mut child);
+        (status.and_then(|s| s.code()), reader.join().unwrap())
+    }
+}
+
+/// A process that is killed when it is dropped.
+pub struct Daemon {
+    child: Child,
+    log: PathBuf,
+    http: SocketAddr,
+}
+
+impl Daemon {
+    /// Waits until `/readyz` says so.
+    pub fn wait_ready(&mut self) {
+        self.wait_for("/readyz", "200");
+    }
+
+    /// Waits until `path` answers with `status`.
+    pub fn wait_for(&mut self, path: &str, status: &str) {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let answer = get(self.http, path);
+            match &answer {
+                Ok((found, _)) if found == status => return,
+                _ => {}
+            }
+            let ended = self.child.try_wait().unwrap();
+            assert!(
+                ended.is_none() && Instant::now() < until,
+                "{path} did not answer {status}: {answer:?}, ended: {ended:?}\n{}",
+                self.log()
+            );
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub fn get(&self, path: &str) -> (String, String) {
+        get(self.http, path).unwrap()
+    }
+
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill").arg(format!("-{name}")).arg(self.child.id().to_string()).status().unwrap();
+        assert!(status.success());
+    }
+
+    /// SIGTERM, and the exit code.
+    pub fn stop(mut self) -> Option<i32> {
+        self.signal("TERM");
+        let status = wait(&mut self.child);
+        status.unwrap_or_else(|| panic!("it did not stop\n{}", self.log())).code()
+    }
+
+    /// SIGKILL.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn duetd(config: &Path, flags: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_duetd"));
+    command.arg("--config").arg(config).args(flags).stdin(Stdio::null()).stdout(Stdio::null());
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("DUETD_") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// Output of `duetd` with these arguments alone.
+pub fn run(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_duetd")).args(args).output().unwrap()
+}
+
+fn wait(child: &mut Child) -> Option<ExitStatus> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return Some(status);
+        }
+        if Instant::now() > until {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            return None;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// The status code and the body.
+fn get(address: SocketAddr, path: &str) -> std::io::Result<(String, String)> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: duetd\r\nconnection: close\r\n\r\n")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
+    Ok((head.split(' ').nth(1).unwrap_or("").into(), body.into()))
+}
+
+/// A port that was free a moment ago, for UDP and for TCP.
+pub fn free_port() -> u16 {
+    loop {
+        let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = udp.local_addr().unwrap().port();
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return port;
+        }
+    }
+}
