@@ -5,3 +5,5 @@
 //! - the simulation and the process tests record histories and put them before the checkers.
 
 pub mod checker;
+pub mod process;
+pub mod sim;
