@@ -189,7 +189,7 @@ pub struct Changes {
 }
 
 impl Changes {
-    /// Waits for a change; `None` when the replica is gone or the engine has stopped.
+    /// Waits for a change; `None` when the engine has stopped.
     pub async fn changed(&mut self) -> Option<()> {
         self.wake.recv().await
     }
@@ -337,7 +337,7 @@ impl Handle {
         board.groups.get(&GroupId { namespace, epoch }).cloned()
     }
 
-    /// Figures. Does not wait for the driver.
+    /// Figures, at most one tick old. Does not wait for the driver.
     #[must_use]
     pub fn metrics(&self) -> Metrics {
         self.board.lock().unwrap_or_else(PoisonError::into_inner).metrics

@@ -3,6 +3,8 @@
 mod config;
 mod driver;
 mod handle;
+mod host;
+mod log;
 pub mod machine;
 pub mod snapshot;
 

@@ -1,0 +1,228 @@
+//! Requests that wait: writes for their entry to be applied, reads for a quorum to confirm what is committed.
+
+use std::collections::BTreeMap;
+
+use duet_proto::{Answer, Error};
+use raft::eraftpb::Entry;
+use tokio::{sync::oneshot, time::Instant};
+
+use duet_proto::Op;
+
+pub(crate) type Reply = oneshot::Sender<Result<Answer, Error>>;
+
+/// Bytes of entries in one proposal: what a follower forwards must fit a frame.
+const PROPOSAL_BYTES: usize = 1 << 20;
+
+/// A write.
+#[derive(Debug)]
+pub(crate) struct Write {
+    /// The entry. Kept as long as it may be proposed again.
+    data: Vec<u8>,
+    /// Whether proposing it again is safe.
+    again: bool,
+    /// Whether it may be in some log.
+    at_large: bool,
+    pub(crate) arrived: Instant,
+    pub(crate) deadline: Instant,
+    pub(crate) reply: Reply,
+}
+
+/// The writes of one group that wait here, by the counter of their proposal.
+///
+/// Invariant: every write is in `all`; those to be proposed are also in `held`, in the order in which they came.
+#[derive(Debug, Default)]
+pub(crate) struct Writes {
+    all: BTreeMap<u64, Write>,
+    held: BTreeMap<u64, ()>,
+    bytes: usize,
+}
+
+/// Why a write that waits gets no more answer of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// It was never in a log, and will not be.
+    NotDone,
+    /// It may be in a log.
+    Unknown,
+}
+
+impl Writes {
+    pub(crate) fn hold(
+        &mut self,
+        counter: u64,
+        data: Vec<u8>,
+        again: bool,
+        arrived: Instant,
+        deadline: Instant,
+        reply: Reply,
+    ) {
+        self.bytes += data.len();
+        self.all.insert(counter, Write { data, again, at_large: false, arrived, deadline, reply });
+        self.held.insert(counter, ());
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
+    pub(crate) fn has_held(&self) -> bool {
+        !self.held.is_empty()
+    }
+
+    /// The next entries to propose, up to a bound; they stay held until [`Writes::proposed`].
+    pub(crate) fn next_proposal(&self) -> (Vec<u64>, Vec<Entry>) {
+        let (mut counters, mut entries, mut size) = (Vec::new(), Vec::new(), 0);
+        for (counter, write) in self.held.keys().filter_map(|c| Some((*c, self.all.get(c)?))) {
+            size += write.data.len();
+            if size > PROPOSAL_BYTES && !entries.is_empty() {
+                break;
+            }
+            counters.push(counter);
+            entries.push(Entry { data: write.data.clone(), ..Entry::default() });
+        }
+        (counters, entries)
+    }
+
+    /// These were handed to Raft. Answers how many of them for another time.
+    pub(crate) fn proposed(&mut self, counters: &[u64], now: Instant) -> u64 {
+        let mut again = 0;
+        for counter in counters {
+            self.held.remove(counter);
+            if let Some(write) = self.all.get_mut(counter) {
+                again += u64::from(write.at_large);
+                (write.at_large, write.arrived) = (true, now);
+                if !write.again {
+                    self.bytes -= std::mem::take(&mut write.data).len();
+                }
+            }
+        }
+        again
+    }
+
+    /// What was proposed may be lost: what can be proposed again will be. With `before`, only what was proposed by
+    /// then.
+    pub(crate) fn lost(&mut self, before: Option<Instant>) {
+        for (counter, write) in &self.all {
+            if write.again && write.at_large && before.is_none_or(|before| write.arrived <= before) {
+                self.held.insert(*counter, ());
+            }
+        }
+    }
+
+    pub(crate) fn take(&mut self, counter: u64) -> Option<Write> {
+        let write = self.all.remove(&counter)?;
+        self.held.remove(&counter);
+        self.bytes -= write.data.len();
+        Some(write)
+    }
+
+    /// Takes out the writes for which `over` holds.
+    pub(crate) fn take_if(&mut self, mut over: impl FnMut(&Write) -> bool) -> Vec<(Write, Outcome)> {
+        let counters: Vec<u64> = self.all.iter().filter(|(_, w)| over(w)).map(|(c, _)| *c).collect();
+        counters
+            .into_iter()
+            .filter_map(|c| self.take(c))
+            .map(|w| {
+                let outcome = if w.at_large { Outcome::Unknown } else { Outcome::NotDone };
+                (w, outcome)
+            })
+            .collect()
+    }
+}
+
+/// A read.
+#[derive(Debug)]
+pub(crate) struct Read {
+    pub(crate) op: Op,
+    pub(crate) arrived: Instant,
+    pub(crate) deadline: Instant,
+    pub(crate) reply: Reply,
+}
+
+#[derive(Debug)]
+struct Round {
+    begun: Instant,
+    reads: Vec<Read>,
+}
+
+/// The reads of one group that wait here.
+///
+/// All that wait share a round of ReadIndex; every round has a number of its own, for ever, because Raft answers a
+/// number that it has seen before with an index that may be old.
+#[derive(Debug, Default)]
+pub(crate) struct Reads {
+    waiting: Vec<Read>,
+    rounds: BTreeMap<u64, Round>,
+    /// Confirmed: they wait until this index is applied.
+    confirmed: BTreeMap<u64, Vec<Read>>,
+}
+
+impl Reads {
+    /// Rounds that may be under way at once.
+    const ROUNDS: usize = 8;
+
+    pub(crate) fn push(&mut self, read: Read) {
+        self.waiting.push(read);
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.waiting.is_empty() && self.rounds.is_empty() && self.confirmed.is_empty()
+    }
+
+    /// Whether a round should begin.
+    pub(crate) fn wants_round(&self) -> bool {
+        !self.waiting.is_empty() && self.rounds.len() < Self::ROUNDS
+    }
+
+    /// All that wait go on round `number`.
+    pub(crate) fn begin(&mut self, number: u64, now: Instant) {
+        let reads = std::mem::take(&mut self.waiting);
+        self.rounds.insert(number, Round { begun: now, reads });
+    }
+
+    /// The number of the oldest round under way.
+    pub(crate) fn first_round(&self) -> Option<u64> {
+        self.rounds.keys().next().copied()
+    }
+
+    /// A round was answered; so were, in effect, those before it, but they get an answer of their own.
+    pub(crate) fn confirm(&mut self, number: u64, index: u64) {
+        if let Some(round) = self.rounds.remove(&number) {
+            self.confirmed.entry(index).or_default().extend(round.reads);
+        }
+    }
+
+    /// Rounds that began by `before` are given up; their reads wait for another one.
+    pub(crate) fn retry(&mut self, before: Instant) {
+        let lost: Vec<u64> = self.rounds.iter().filter(|(_, r)| r.begun <= before).map(|(n, _)| *n).collect();
+        for number in lost {
+            if let Some(round) = self.rounds.remove(&number) {
+                self.waiting.extend(round.reads);
+            }
+        }
+    }
+
+    /// The reads that can be served once `applied` is applied.
+    pub(crate) fn ready(&mut self, applied: u64) -> Vec<Read> {
+        let later = self.confirmed.split_off(&(applied + 1));
+        std::mem::replace(&mut self.confirmed, later).into_values().flatten().collect()
+    }
+
+    /// Takes out the reads for which `over` holds.
+    pub(crate) fn take_if(&mut self, mut over: impl FnMut(&Read) -> bool) -> Vec<Read> {
+        let lists = std::iter::once(&mut self.waiting)
+            .chain(self.rounds.values_mut().map(|r| &mut r.reads))
+            .chain(self.confirmed.values_mut());
+        let mut taken = Vec::new();
+        for list in lists {
+            taken.extend(list.extract_if(.., |read| over(read)));
+        }
+        self.rounds.retain(|_, round| !round.reads.is_empty());
+        self.confirmed.retain(|_, reads| !reads.is_empty());
+        taken
+    }
+}
