@@ -96,7 +96,8 @@ impl Refusal {
         // TLS alerts travel as QUIC errors 0x100 + alert (RFC 9001, section 4.8).
         Some(match u64::from(code) {
             0x174 => Refusal::NoCertificate,
-            0x130 => Refusal::UnknownAuthority,
+            // unknown_ca, or decrypt_error: an authority of the same name, but with another key.
+            0x130 | 0x133 => Refusal::UnknownAuthority,
             0x12d => Refusal::Expired,
             _ => Refusal::Handshake,
         })

@@ -19,6 +19,7 @@ use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use tokio::{
     sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc},
+    task::JoinSet,
     time::{Instant, sleep_until, timeout},
 };
 
@@ -283,18 +284,26 @@ async fn write(
 ) {
     send.set_priority(1).ok();
     let bigs = async {
+        let mut arriving = JoinSet::new();
         while let Some(body) = big.recv().await {
             let size = body.len();
-            if send_big(&connection, body).await.is_err() {
-                return;
-            }
+            match send_big(&connection, body).await {
+                Ok(stream) => arriving.spawn(stream.stopped()),
+                Err(_) => break,
+            };
             flow.big_bytes.fetch_sub(size, SeqCst);
             flow.eased();
+            while arriving.try_join_next().is_some() {}
         }
+        arriving
     };
-    let (all_sent, ()) = tokio::join!(small.pump(0, &mut send, |_| flow.eased()), bigs);
+    let (all_sent, mut arriving) = tokio::join!(small.pump(0, &mut send, |_| flow.eased()), bigs);
     if all_sent && send.finish().is_ok() {
-        timeout(FAREWELL, send.stopped()).await.ok();
+        let arrived = async {
+            send.stopped().await.ok();
+            while arriving.join_next().await.is_some() {}
+        };
+        timeout(FAREWELL, arrived).await.ok();
     }
     let end = flow.end.load(SeqCst);
     let refusal = Refusal::ALL.iter().copied().find(|r| *r as u32 == end).unwrap_or(Refusal::Done);
@@ -302,11 +311,11 @@ async fn write(
 }
 
 /// Sends one frame on a stream of its own.
-pub(crate) async fn send_big(connection: &Connection, body: Bytes) -> Result<(), quinn::WriteError> {
+pub(crate) async fn send_big(connection: &Connection, body: Bytes) -> Result<SendStream, quinn::WriteError> {
     let mut stream = connection.open_uni().await.map_err(quinn::WriteError::ConnectionLost)?;
     write_frame(&mut stream, body).await?;
     stream.finish().ok();
-    Ok(())
+    Ok(stream)
 }
 
 /// Takes in frames that come on streams of their own, each within the memory that all of them share.
