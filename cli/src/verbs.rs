@@ -209,7 +209,8 @@ impl ChangeDocument {
 type TxnParts = (Vec<Compare>, Vec<Mutation>, Vec<Mutation>, Vec<Bytes>);
 
 fn parse_txn(text: &[u8]) -> Result<TxnParts, String> {
-    let document: TxnDocument = serde_json::from_slice(text).map_err(|e| e.to_string())?;
+    let object: serde_json::Map<_, _> = serde_json::from_slice(text).map_err(|e| e.to_string())?;
+    let document: TxnDocument = serde_json::from_value(object.into()).map_err(|e| e.to_string())?;
     let changes =
         |list: Vec<ChangeDocument>| list.into_iter().map(ChangeDocument::resolve).collect::<Result<Vec<_>, _>>();
     let compares = document.compare.into_iter().map(CompareDocument::resolve).collect::<Result<_, _>>()?;

@@ -1,5 +1,7 @@
 //! The contract with scripts, as far as it holds without a cluster: usage, exit codes, documents, certificates.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
 use assert_cmd::Command;
