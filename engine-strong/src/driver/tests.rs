@@ -86,7 +86,7 @@ impl Cluster {
         let mut config = Config::new(NodeId(id), Boot(boot));
         (self.configure)(&mut config);
         let committer = Committer::start_task(store.clone(), Duration::from_micros(300));
-        let clock = Arc::new(HybridClock::open(store.clone(), Arc::new(Wall), 500).unwrap());
+        let clock = HybridClock::open(store.clone(), Arc::new(Wall), 500).unwrap();
         let disk = DiskGuard::new(store.clone(), RESERVE);
         let link = PeerLink { raft_out, raft_in, bulk_out, bulk_in };
         let (handle, driver) =

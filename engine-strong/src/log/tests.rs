@@ -1,5 +1,5 @@
 use duet_proto::{Epoch, NamespaceId, NamespaceName};
-use duet_store::memory::MemoryStore;
+use duet_store::{View, memory::MemoryStore};
 use proptest::prelude::*;
 use raft::Storage;
 
