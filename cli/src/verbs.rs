@@ -9,6 +9,7 @@ use std::{
 use bytes::Bytes;
 use duet_client::{Client, Consistency, Namespace, Value};
 use duet_proto::{Change, Compare, Expect, KeyRange, Mutation, NamespaceName, Resource, Stamp, limits};
+use duet_transport::{Part, TlsError};
 use futures::TryStreamExt;
 use serde::{Deserialize, Serialize};
 
@@ -56,7 +57,15 @@ pub(crate) async fn connect(globals: &Globals) -> Result<Client, Failure> {
     let (Some(ca), Some(cert), Some(key)) = (&globals.cacert, &globals.cert, &globals.private_key) else {
         return Err(Failure::usage("certificates are missing"));
     };
-    let tls = duet_transport::Tls::load(ca, cert, key).map_err(|e| Failure::failed(e.to_string()))?;
+    let tls = duet_transport::Tls::load(ca, cert, key).map_err(|error| {
+        let file = match &error {
+            TlsError::Read { .. } => return Failure::failed(error.to_string()),
+            TlsError::Invalid { part: Part::Authority, .. } | TlsError::NotNow { part: Part::Authority, .. } => ca,
+            TlsError::Invalid { part: Part::Key, .. } | TlsError::KeyMismatch => key,
+            _ => cert,
+        };
+        Failure::failed(error.to_string()).context(file.display())
+    })?;
     let client = Client::builder().endpoints(globals.endpoints.clone()).tls(tls).timeout(globals.timeout);
     Ok(client.connect().await?)
 }
