@@ -165,6 +165,10 @@ impl Cluster {
     }
 
     pub async fn call(&self, at: u32, namespace: &str, op: Op) -> Result<Answer, Error> {
+        self.call_within(at, namespace, op, PATIENCE).await
+    }
+
+    async fn call_within(&self, at: u32, namespace: &str, op: Op, patience: Duration) -> Result<Answer, Error> {
         let request = DataRequest {
             namespace: name(namespace),
             op,
@@ -172,14 +176,15 @@ impl Cluster {
             token: None,
             consistency: Consistency::Linearizable,
         };
-        self.nodes[&at].router.call(request, Instant::now() + PATIENCE).await
+        self.nodes[&at].router.call(request, Instant::now() + patience).await
     }
 
-    /// Puts, again while there is no quorum yet or no leader that is known.
+    /// Puts, again as long as that does not succeed: the write that was on its way to a leader that died stays unknown.
     pub async fn put(&self, at: u32, namespace: &str, key: &str, value: &str) {
         let deadline = Instant::now() + PATIENCE;
         let mutation = Mutation::put(key.to_owned(), value.to_owned());
-        while let Err(error) = self.call(at, namespace, Op::Write { mutation: mutation.clone() }).await {
+        let op = Op::Write { mutation };
+        while let Err(error) = self.call_within(at, namespace, op.clone(), PATIENCE / 10).await {
             assert!(Instant::now() < deadline, "{error}");
         }
     }
