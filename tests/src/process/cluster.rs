@@ -5,7 +5,7 @@ use std::{
     fs::{self, File},
     io::{self, Read, Write},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
 };
@@ -20,8 +20,7 @@ use nix::{
 };
 use tempfile::TempDir;
 
-/// How long anything may take on a slow machine before a test gives up.
-const PATIENCE: Duration = Duration::from_secs(60);
+use super::{Direct, PATIENCE};
 
 /// Where a node runs.
 #[derive(Clone, Debug)]
@@ -135,6 +134,16 @@ impl Cluster {
         }
         fs::write(folder.join("duetd.toml"), text)?;
         Ok(())
+    }
+
+    /// Starts a cluster for a test, and tells what its nodes have logged if the test fails.
+    ///
+    /// # Errors
+    /// The test's.
+    pub async fn with(layout: Layout, test: impl AsyncFnOnce(&mut Cluster) -> Result<()>) -> Result<()> {
+        let mut cluster = Cluster::start(layout)?;
+        let result = test(&mut cluster).await;
+        result.map_err(|error| error.context(cluster.logs()))
     }
 
     /// The nodes' ids, in order.
@@ -259,6 +268,16 @@ impl Cluster {
         fs::read_to_string(self.node_folder(id).join("log")).unwrap_or_default()
     }
 
+    /// The end of what every node has logged.
+    fn logs(&self) -> String {
+        let end = |id| {
+            let log = self.log(id);
+            let from = log.len().saturating_sub(4000);
+            format!("--- node {id}:\n{}", String::from_utf8_lossy(&log.as_bytes()[from..]))
+        };
+        self.ids().into_iter().map(end).collect::<Vec<_>>().join("\n")
+    }
+
     /// Asks a node over HTTP: status and body. Nodes in other network namespaces cannot be asked.
     ///
     /// # Errors
@@ -288,6 +307,22 @@ impl Cluster {
         Ok((status, body.to_owned()))
     }
 
+    /// The process of a node that runs.
+    ///
+    /// # Errors
+    /// If it does not.
+    pub fn pid(&mut self, id: u32) -> Result<u32> {
+        Ok(self.child(id)?.id())
+    }
+
+    /// Where clients reach a node.
+    ///
+    /// # Errors
+    /// If there is no such node.
+    pub fn address(&self, id: u32) -> Result<String> {
+        Ok(self.founders.get(&id).context("no such node")?.to_string())
+    }
+
     /// Where clients reach the nodes.
     #[must_use]
     pub fn endpoints(&self) -> Vec<String> {
@@ -304,6 +339,22 @@ impl Cluster {
             self.authority.issue(&Identity { cluster: self.name.clone(), principal }, Validity::days(30), &[])?;
         let authority = self.authority.cert().as_bytes().to_vec();
         Ok(Tls::from_pem(&authority, issued.cert.as_bytes(), issued.key.as_bytes())?)
+    }
+
+    /// A line to one node, as an administrator.
+    ///
+    /// # Errors
+    /// If it does not answer for too long.
+    pub async fn direct(&mut self, id: u32) -> Result<Direct> {
+        let (address, tls) = (self.address(id)?, self.client_tls("direct", Role::Admin)?);
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match Direct::connect(&address, tls.clone()).await {
+                Ok(direct) => return Ok(direct),
+                Err(error) if Instant::now() > deadline => return Err(error),
+                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        }
     }
 
     /// An administrator's client of the whole cluster.
@@ -326,22 +377,25 @@ impl Drop for Cluster {
             }
         }
         if std::thread::panicking() {
-            for id in self.ids() {
-                let log = self.log(id);
-                let from = log.len().saturating_sub(4000);
-                let _ = writeln!(io::stderr(), "--- node {id}:\n{}", String::from_utf8_lossy(&log.as_bytes()[from..]));
-            }
+            let _ = writeln!(io::stderr(), "{}", self.logs());
         }
     }
 }
 
-/// A binary of the build under test.
+/// A binary of the build under test: in `DUET_BIN_DIR`, or beside this test's own folder.
 ///
 /// # Errors
-/// If `DUET_BIN_DIR` is not set or does not hold it.
-fn binary(name: &str) -> Result<PathBuf> {
-    let folder = std::env::var_os("DUET_BIN_DIR").context("DUET_BIN_DIR is not set: run the tests with make test")?;
-    let path = Path::new(&folder).join(name);
+/// If it is not there.
+pub fn binary(name: &str) -> Result<PathBuf> {
+    let folder = match std::env::var_os("DUET_BIN_DIR") {
+        Some(folder) => PathBuf::from(folder),
+        None => {
+            let own = std::env::current_exe()?;
+            let beside = own.ancestors().skip(1).find(|folder| !folder.ends_with("deps"));
+            beside.context("this test lies in no folder")?.to_owned()
+        }
+    };
+    let path = folder.join(name);
     ensure!(path.exists(), "{} does not exist: run make build", path.display());
     Ok(path)
 }
