@@ -24,11 +24,11 @@ fn refuses(site: &Site, node: u32, flags: &[&str], code: i32, text: &str) {
 fn configurations_that_are_wrong() {
     let site = Site::new("c", 1);
     site.configure(1, "\n[limits]\nvalue_byte = 7\n");
-    refuses(&site, 1, &[], 2, "duetd1.toml:16: unknown key `limits.value_byte`");
+    refuses(&site, 1, &[], 2, "duetd1.toml:17: unknown key `limits.value_byte`");
     site.configure(1, "\n[limits]\nvalue_bytes = 0\n");
-    refuses(&site, 1, &[], 2, "duetd1.toml:16: `limits.value_bytes`: 0 is out of bounds: 1 to 16777216");
+    refuses(&site, 1, &[], 2, "duetd1.toml:17: `limits.value_bytes`: 0 is out of bounds: 1 to 16777216");
     site.configure(1, "\n= 7\n");
-    refuses(&site, 1, &[], 2, "duetd1.toml:15: ");
+    refuses(&site, 1, &[], 2, "duetd1.toml:16: ");
     fs::remove_file(site.config(1)).unwrap();
     refuses(&site, 1, &[], 2, "cannot read the configuration");
 }
@@ -43,7 +43,7 @@ fn certificates_that_are_not_this_nodes() {
         1,
         &["--tls-cert", "admin.pem", "--tls-key", "admin.key"],
         2,
-        "client/ops?role=admin, this is node 1",
+        "client/admin?role=admin, this is node 1",
     );
     refuses(&site, 1, &["--tls-key", "node2.key"], 2, "the private key is not the certificate's");
     refuses(&site, 1, &["--tls-cert", "nowhere.pem"], 2, "nowhere.pem");
@@ -54,7 +54,7 @@ fn certificates_that_are_not_this_nodes() {
     refuses(&site, 1, &["--tls-ca", ca.to_str().unwrap()], 2, "not issued by this CA");
 
     site.certify(1, &own, 1, Validity { from: 946_684_800, until: 1_000_000_000 });
-    refuses(&site, 1, &[], 2, "the certificate holds from 946684800 until 1000000000");
+    refuses(&site, 1, &[], 2, "the certificate holds from 946684800 to 1000000000");
     refuses(&site, 1, &["--check-config"], 2, "the certificate holds from 946684800");
 }
 

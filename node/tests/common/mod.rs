@@ -1,6 +1,6 @@
 //! A place with certificates and configurations in which real `duetd` processes run.
 
-#![allow(dead_code, reason = "each test file uses a part of it")]
+#![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
 
 use std::{
     collections::BTreeMap,
@@ -14,7 +14,7 @@ use std::{
 };
 
 use duet_proto::{ClusterName, NodeId, Role};
-use duet_transport::{CertificateAuthority, Identity, Validity};
+use duet_transport::{CertificateAuthority, Identity, Tls, Validity};
 
 /// Nothing takes this long, on however slow a machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -40,8 +40,10 @@ impl Site {
             site.certify(node, &site.cluster.clone(), node, Validity::days(10));
             site.configure(node, "");
         }
-        let admin = Identity::client(site.cluster.clone(), "ops", Role::Admin).unwrap();
-        site.issue("admin", &admin, Validity::days(10));
+        for (name, role) in [("admin", Role::Admin), ("app", Role::Client)] {
+            let identity = Identity::client(site.cluster.clone(), name, role).unwrap();
+            site.issue(name, &identity, Validity::days(10));
+        }
         site
     }
 
@@ -76,6 +78,17 @@ impl Site {
 
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
+    }
+
+    /// The certificate of `admin`, `app` or `nodeN`.
+    pub fn tls(&self, name: &str) -> Tls {
+        let file = |suffix| self.path(&format!("{name}.{suffix}"));
+        Tls::load(&self.path("ca.pem"), &file("pem"), &file("key")).unwrap()
+    }
+
+    /// Every node's address.
+    pub fn endpoints(&self) -> Vec<String> {
+        self.ports.keys().map(|node| self.address(*node).to_string()).collect()
     }
 
     /// Where peers and clients reach a node.
