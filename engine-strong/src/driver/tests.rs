@@ -302,6 +302,7 @@ async fn writes_under_way_survive_a_change_of_leader_exactly_once() {
     for call in calls {
         assert!(call.await.unwrap().is_ok());
     }
+    tokio::time::sleep(Duration::from_secs(1)).await;
     let metrics = cluster.handle(a).metrics();
     assert!(metrics.reproposed > 0, "the crash hit nothing: {metrics:?}");
 }
@@ -443,6 +444,9 @@ async fn change(cluster: &Cluster, voters: &[u32]) {
             return;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    for (id, node) in &cluster.nodes {
+        println!("{id}: {:?} {:?} {:?}", node.handle.status(NS).await, node.handle.group(NS, E1), node.handle.metrics());
     }
     panic!("the members do not change");
 }

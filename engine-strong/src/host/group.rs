@@ -95,6 +95,8 @@ pub(crate) struct Group {
     pub(super) active: Instant,
     pub(super) asleep: bool,
     pub(super) receiving: Option<Receiving>,
+    /// The node is stopping, and this group was led here.
+    pub(super) leaving: bool,
     /// Leader or members differ from what the board says.
     pub(super) news: bool,
 }
@@ -145,6 +147,7 @@ impl Group {
             active: now,
             asleep: false,
             receiving: None,
+            leaving: false,
             news: true,
         };
         group.draw(config);

@@ -81,7 +81,7 @@ impl Group {
     fn has_caught_up(&self, node: NodeId) -> bool {
         let last = self.raw.raft.raft_log.last_index();
         self.raw.raft.prs().get(u64::from(node.0)).is_some_and(|progress| {
-            progress.state == ProgressState::Replicate && progress.matched + CAUGHT_UP >= last
+            progress.recent_active && progress.matched > 0 && progress.matched + CAUGHT_UP >= last
         })
     }
 
@@ -109,17 +109,16 @@ impl Group {
         Ok(())
     }
 
-    /// Hands the leadership to whoever is the furthest. Whether it is still here, and could be elsewhere.
+    /// Hands the leadership to whoever is the furthest. Whether that is under way: until the heir is known to lead,
+    /// this replica's vote may be needed.
     pub(crate) fn hand_over(&mut self, cx: &mut Cx<'_>) -> bool {
-        if !self.is_leader() {
-            return false;
-        }
-        if self.raw.raft.lead_transferee.is_none() {
+        if self.is_leader() && self.raw.raft.lead_transferee.is_none() {
             let Some(heir) = self.heir(|node| !cx.peers.is_silent(node)) else { return false };
             self.wake(cx, false);
+            self.leaving = true;
             self.raw.transfer_leader(u64::from(heir.0));
         }
-        true
+        self.leaving && self.leader().is_none_or(|leader| leader == self.me)
     }
 
     /// Whether Raft has something to say.

@@ -167,8 +167,8 @@ impl Host {
             };
             host.groups.insert(id, slot);
             host.dirty.insert(id);
+            host.publish(id);
         }
-        host.meet_peers();
         Ok(host)
     }
 
