@@ -66,28 +66,30 @@ async fn follow(inner: &Inner) -> Error {
     }
 }
 
-/// Makes this start of the node known, and stays.
+/// Makes this start of the node known, and stays. Each look is at a new view: on an old copy of a disk, what this
+/// node has applied may well agree with it.
 async fn register(inner: &Inner) -> Error {
     let (config, founders) = (&inner.config, inner.founders());
     let mut told = false;
     loop {
-        match plan::register(&inner.view(), config.me, &config.address, config.boot, &founders) {
-            Registration::Done => break,
-            Registration::Refused(why) => return Error::Unavailable { node: config.me, why },
-            Registration::Unknown => {
-                if !std::mem::replace(&mut told, true) {
-                    tracing::info!(node = %config.me, "waiting for the catalog to know this node (`duet node add`)");
-                }
-            }
-            Registration::Due(plan) => match inner.carry_out(&plan, Instant::now() + STEP).await {
-                Ok(true) => continue,
-                Ok(false) => {
-                    if inner.refresh(Instant::now() + STEP).await.is_ok() {
-                        continue;
+        let done = match inner.refresh(Instant::now() + STEP).await {
+            Ok(()) => match plan::register(&inner.view(), config.me, &config.address, config.boot, &founders) {
+                Registration::Done => break,
+                Registration::Due(plan) => inner.carry_out(&plan, Instant::now() + STEP).await,
+                Registration::Refused(why) => return Error::Unavailable { node: config.me, why },
+                Registration::Unknown => {
+                    if !std::mem::replace(&mut told, true) {
+                        tracing::info!(node = %config.me, "waiting for the catalog to know this node (`duet node add`)");
                     }
+                    Ok(false)
                 }
-                Err(error) => tracing::debug!(%error, "this start is not in the catalog yet"),
             },
+            Err(error) => Err(error),
+        };
+        match done {
+            Ok(true) => continue,
+            Ok(false) => {}
+            Err(error) => tracing::debug!(%error, "this start is not in the catalog yet"),
         }
         sleep(SOON).await;
     }

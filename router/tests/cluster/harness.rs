@@ -21,7 +21,7 @@ use tokio::{
 };
 
 /// Generous: the clock is virtual, only a hang is to be found.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 type Lane = mpsc::Sender<(NodeId, Bytes)>;
 
@@ -36,28 +36,28 @@ impl WallClock for VirtualClock {
     }
 }
 
-pub struct Node {
-    pub router: Router,
-    pub engine: Handle,
-    pub peers: Arc<Mutex<BTreeMap<NodeId, String>>>,
+pub(crate) struct Node {
+    pub(crate) router: Router,
+    pub(crate) engine: Handle,
+    pub(crate) peers: Arc<Mutex<BTreeMap<NodeId, String>>>,
     boot: Boot,
     store: Arc<MemoryStore>,
     tasks: Vec<JoinHandle<()>>,
     /// What the router's future ended with.
-    pub ended: Arc<Mutex<Option<Error>>>,
+    pub(crate) ended: Arc<Mutex<Option<Error>>>,
 }
 
-pub struct Cluster {
+pub(crate) struct Cluster {
     founders: Vec<Founder>,
     started: Instant,
     board: Switchboard,
-    pub nodes: BTreeMap<u32, Node>,
+    pub(crate) nodes: BTreeMap<u32, Node>,
     disks: BTreeMap<u32, (Boot, Arc<MemoryStore>)>,
 }
 
 impl Cluster {
     /// A cluster that is ready, founded by nodes 1 to `n`.
-    pub async fn start(n: u32) -> Cluster {
+    pub(crate) async fn start(n: u32) -> Cluster {
         let founders = (1..=n).map(|id| Founder { id: NodeId(id), address: address(id) }).collect();
         let mut cluster = Cluster {
             founders,
@@ -74,7 +74,7 @@ impl Cluster {
     }
 
     /// Starts a node on its disk, or on a new one.
-    pub fn run(&mut self, id: u32) {
+    pub(crate) fn run(&mut self, id: u32) {
         let (boot, store) = self.disks.remove(&id).unwrap_or_else(|| (Boot(0), MemoryStore::new()));
         let (me, boot) = (NodeId(id), Boot(boot.0 + 1));
         let committer = Committer::start_task(store.clone(), Duration::from_micros(200));
@@ -117,19 +117,24 @@ impl Cluster {
     }
 
     /// Cuts a node's power.
-    pub fn crash(&mut self, id: u32) {
+    pub(crate) fn crash(&mut self, id: u32) {
         let node = self.nodes.remove(&id).unwrap();
         node.tasks.iter().for_each(JoinHandle::abort);
         self.board.lock().unwrap().remove(&NodeId(id));
         self.disks.insert(id, (node.boot, node.store.crash(u64::from(id))));
     }
 
-    pub async fn ready(&self, id: u32) {
+    /// Makes a node that is down forget how often it has started.
+    pub(crate) fn rewind(&mut self, id: u32) {
+        self.disks.get_mut(&id).unwrap().0 = Boot(0);
+    }
+
+    pub(crate) async fn ready(&self, id: u32) {
         self.until(|cluster| cluster.nodes[&id].router.ready()).await;
     }
 
     /// Waits, in virtual time.
-    pub async fn until(&self, holds: impl Fn(&Cluster) -> bool) {
+    pub(crate) async fn until(&self, holds: impl Fn(&Cluster) -> bool) {
         let deadline = Instant::now() + PATIENCE;
         while !holds(self) {
             assert!(Instant::now() < deadline, "this never came about; the nodes: {}", self.picture());
@@ -143,11 +148,11 @@ impl Cluster {
         self.nodes.iter().map(node).collect()
     }
 
-    pub async fn admin(&self, at: u32, admin: Admin) -> Result<Response, Error> {
+    pub(crate) async fn admin(&self, at: u32, admin: Admin) -> Result<Response, Error> {
         self.nodes[&at].router.admin(admin, Instant::now() + PATIENCE).await
     }
 
-    pub async fn create(&self, at: u32, namespace: &str, members: &[u32]) -> Result<NamespaceInfo, Error> {
+    pub(crate) async fn create(&self, at: u32, namespace: &str, members: &[u32]) -> Result<NamespaceInfo, Error> {
         let members = members.iter().copied().map(NodeId).collect();
         let create =
             Admin::CreateNamespace { name: name(namespace), mode: Mode::Strong, replicas: None, members, copies: 1 };
@@ -157,14 +162,14 @@ impl Cluster {
         }
     }
 
-    pub async fn names(&self, at: u32) -> Vec<String> {
+    pub(crate) async fn names(&self, at: u32) -> Vec<String> {
         match self.admin(at, Admin::ListNamespaces).await.unwrap() {
             Response::Namespaces(infos) => infos.iter().map(|info| info.name.to_string()).collect(),
             other => panic!("{other:?}"),
         }
     }
 
-    pub async fn call(&self, at: u32, namespace: &str, op: Op) -> Result<Answer, Error> {
+    pub(crate) async fn call(&self, at: u32, namespace: &str, op: Op) -> Result<Answer, Error> {
         self.call_within(at, namespace, op, PATIENCE).await
     }
 
@@ -180,7 +185,7 @@ impl Cluster {
     }
 
     /// Puts, again as long as that does not succeed: the write that was on its way to a leader that died stays unknown.
-    pub async fn put(&self, at: u32, namespace: &str, key: &str, value: &str) {
+    pub(crate) async fn put(&self, at: u32, namespace: &str, key: &str, value: &str) {
         let deadline = Instant::now() + PATIENCE;
         let mutation = Mutation::put(key.to_owned(), value.to_owned());
         let op = Op::Write { mutation };
@@ -189,7 +194,7 @@ impl Cluster {
         }
     }
 
-    pub async fn get(&self, at: u32, namespace: &str, key: &str) -> Result<Option<String>, Error> {
+    pub(crate) async fn get(&self, at: u32, namespace: &str, key: &str) -> Result<Option<String>, Error> {
         let answer = self.call(at, namespace, Op::Get { key: key.to_owned().into() }).await?;
         match answer.outcome {
             Outcome::Value(value) => Ok(value.map(|(_, bytes)| String::from_utf8(bytes.to_vec()).unwrap())),
@@ -198,12 +203,12 @@ impl Cluster {
     }
 
     /// Whether a node holds a replica of what the catalog calls by this id.
-    pub fn holds(&self, at: u32, info: &NamespaceInfo) -> bool {
+    pub(crate) fn holds(&self, at: u32, info: &NamespaceInfo) -> bool {
         self.nodes[&at].engine.group(info.id, info.epoch).is_some()
     }
 }
 
-pub fn name(text: &str) -> NamespaceName {
+pub(crate) fn name(text: &str) -> NamespaceName {
     text.parse().unwrap()
 }
 

@@ -1,5 +1,7 @@
 //! Whole routers over three in-memory engines: administration, requests by name, moves, crashes.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod harness;
 
 use duet_proto::{Admin, Boot, Error, Expect, GroupRole, KeyRange, Mutation, NodeId, Op, Phase, Response, ScanLimit};
@@ -176,6 +178,20 @@ async fn without_a_quorum_the_catalog_refuses_and_the_view_remains() {
     cluster.run(2);
     cluster.ready(2).await;
     assert_eq!(cluster.get(2, "here", "k").await, Ok(Some("v".into())));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_old_copy_of_a_disk_is_refused() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.crash(3);
+    cluster.run(3);
+    cluster.ready(3).await;
+    cluster.crash(3);
+    cluster.rewind(3);
+    cluster.run(3);
+    cluster.until(|c| c.nodes[&3].ended.lock().unwrap().is_some()).await;
+    let ended = cluster.nodes[&3].ended.lock().unwrap().clone();
+    assert!(matches!(ended, Some(Error::Unavailable { node: NodeId(3), .. })), "{ended:?}");
 }
 
 #[tokio::test(start_paused = true)]
