@@ -1,5 +1,7 @@
 //! Three real `duetd` processes on loopback: they take writes, lose nodes to SIGKILL, and lose nothing.
 
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test that cannot go on fails")]
+
 mod common;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};

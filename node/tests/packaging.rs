@@ -1,5 +1,7 @@
 //! What is packaged: the script that finds build dependencies, and the unit's exposure.
 
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test that cannot go on fails")]
+
 use std::{
     fs,
     os::unix::fs::{PermissionsExt, symlink},

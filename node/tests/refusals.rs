@@ -1,5 +1,7 @@
 //! What `duetd` refuses, each with one clear line and an exit code. Real processes.
 
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test that cannot go on fails")]
+
 mod common;
 
 use std::{
