@@ -201,13 +201,24 @@ impl Cluster {
     /// # Errors
     /// If the node ends or takes too long; its log is in the error.
     pub fn wait_ready(&mut self, id: u32) -> Result<()> {
+        match self.ready_or_ended(id)? {
+            Some(status) => bail!("node {id} ended with {status}:\n{}", self.log(id)),
+            None => Ok(()),
+        }
+    }
+
+    /// Waits until a node is ready, or has ended by itself, and then how.
+    ///
+    /// # Errors
+    /// If neither comes.
+    pub fn ready_or_ended(&mut self, id: u32) -> Result<Option<ExitStatus>> {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            if let Some(status) = self.child(id)?.try_wait()? {
-                bail!("node {id} ended with {status}:\n{}", self.log(id));
+            if let Some(status) = self.ended(id)? {
+                return Ok(Some(status));
             }
             match self.http(id, "/readyz") {
-                Ok((200, _)) => return Ok(()),
+                Ok((200, _)) => return Ok(None),
                 state if Instant::now() > deadline => bail!("node {id} is not ready: {state:?}\n{}", self.log(id)),
                 _ => std::thread::sleep(Duration::from_millis(20)),
             }
@@ -239,13 +250,24 @@ impl Cluster {
     pub fn wait_end(&mut self, id: u32) -> Result<ExitStatus> {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            if let Some(status) = self.child(id)?.try_wait()? {
-                self.nodes.entry(id).and_modify(|process| process.child = None);
+            if let Some(status) = self.ended(id)? {
                 return Ok(status);
             }
             ensure!(Instant::now() < deadline, "node {id} does not end:\n{}", self.log(id));
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    /// How a node that ran has ended, if it has.
+    ///
+    /// # Errors
+    /// If it did not run.
+    pub fn ended(&mut self, id: u32) -> Result<Option<ExitStatus>> {
+        let status = self.child(id)?.try_wait()?;
+        if status.is_some() {
+            self.nodes.entry(id).and_modify(|process| process.child = None);
+        }
+        Ok(status)
     }
 
     /// Sends a signal to a node: `SIGSTOP` and `SIGCONT` pause it.

@@ -35,8 +35,8 @@ struct Shared {
 /// What a key may hold.
 #[derive(Clone, Debug, Default)]
 struct Promise {
-    /// The last acknowledged value and its version.
-    acknowledged: Option<(Bytes, Stamp)>,
+    /// The version and value acknowledged last.
+    acknowledged: Option<(Stamp, Bytes)>,
     /// A later value that may be there.
     unknown: Option<Bytes>,
 }
@@ -93,7 +93,7 @@ impl Ledger {
         let mut keys = self.keys();
         let promise = keys.entry(key.to_owned()).or_default();
         match &written {
-            Ok(stamp) => promise.acknowledged = Some((value, *stamp)),
+            Ok(stamp) => promise.acknowledged = Some((*stamp, value)),
             Err(error) if error.class() == Class::Unknown => promise.unknown = Some(value),
             Err(_) => {}
         }
@@ -117,7 +117,7 @@ impl Ledger {
         let wrong: Vec<String> = stream::iter(promises)
             .map(|(key, promise)| async move {
                 let found = patiently(|| namespace.get(key.clone())).await.with_context(|| format!("reading {key}"))?;
-                let found = found.map(|held| (held.value, held.stamp));
+                let found = found.map(|held| (held.stamp, held.value));
                 anyhow::Ok((!promise.allows(found.as_ref())).then(|| format!("{key}: {promise:?}, found {found:?}")))
             })
             .buffer_unordered(64)
@@ -131,7 +131,7 @@ impl Ledger {
 
     /// The value that a key must hold, if its last write was acknowledged.
     #[must_use]
-    pub fn acknowledged(&self, key: &str) -> Option<(Bytes, Stamp)> {
+    pub fn acknowledged(&self, key: &str) -> Option<(Stamp, Bytes)> {
         let promise = self.keys().get(key).cloned()?;
         if promise.unknown.is_some() { None } else { promise.acknowledged }
     }
@@ -150,8 +150,8 @@ impl Ledger {
 }
 
 impl Promise {
-    fn allows(&self, found: Option<&(Bytes, Stamp)>) -> bool {
-        let maybe = found.is_some_and(|(value, _)| self.unknown.as_ref() == Some(value));
+    fn allows(&self, found: Option<&(Stamp, Bytes)>) -> bool {
+        let maybe = found.is_some_and(|(_, value)| self.unknown.as_ref() == Some(value));
         maybe || found == self.acknowledged.as_ref()
     }
 }
