@@ -25,13 +25,18 @@ use crate::{
     line::{Asked, Line, Lost, Reply},
     pool::{NotReached, Reach},
     retry::{Situation, Step, decide, verdict},
-    route::{Target, choose},
+    route::{Health, Target, choose},
 };
 
 /// Flights of one call at a time.
 const FLIGHTS: usize = 4;
 /// Redirections that are followed without a pause.
 const REDIRECTS: u32 = 8;
+/// How long a member that answers at all may hold a request: without a quorum it says so by then. Before that, a second
+/// member is asked only if nothing speaks against it: what is sent into a dead connection makes a write uncertain.
+const HELD: Duration = Duration::from_millis(1800);
+/// Between the endpoints when a client begins: any of them will do.
+const STAGGER: Duration = Duration::from_millis(50);
 /// The pause when a connection's queue is full.
 const FULL: Duration = Duration::from_millis(2);
 
@@ -64,7 +69,7 @@ pub(crate) struct Answered {
 
 enum Flight {
     Dialing(Target, oneshot::Receiver<Result<Arc<Line>, NotReached>>),
-    Waiting(Arc<Line>, Asked),
+    Waiting(Arc<Line>, Asked, Instant),
 }
 
 enum Event {
@@ -79,7 +84,7 @@ impl Flight {
                 let gone = || NotReached { address: "".into(), why: "the dial was given up".into(), refused: false };
                 Event::Connected(result.unwrap_or_else(|_| Err(gone())))
             }),
-            Flight::Waiting(line, asked) => Pin::new(&mut asked.reply)
+            Flight::Waiting(line, asked, _) => Pin::new(&mut asked.reply)
                 .poll(cx)
                 .map(|reply| Event::Replied(line.clone(), reply.unwrap_or(Err(Lost)))),
         }
@@ -102,6 +107,8 @@ pub(crate) struct Trip<'a> {
     /// When to ask the next one; `None` while only waiting helps.
     next: Option<Instant>,
     give_up: Instant,
+    /// A member has answered that there is no quorum.
+    grace: bool,
     last: Option<Error>,
     unreached: Vec<NotReached>,
 }
@@ -121,6 +128,7 @@ impl<'a> Trip<'a> {
             not_found: 0,
             next: Some(Instant::now()),
             give_up: call.deadline,
+            grace: false,
             last: None,
             unreached: Vec::new(),
             call,
@@ -174,15 +182,22 @@ impl<'a> Trip<'a> {
         if let Some(node) = self.call.pinned {
             candidates.retain(|c| c.target == Target::Node(node));
         }
+        if self.waits_since().is_some_and(|since| now < since + HELD) || (self.grace && self.call.write) {
+            candidates.retain(|c| c.health != Health::Suspect);
+        }
         let Some(target) = choose(&candidates, self.shared.turn).filter(|_| self.flights.len() < FLIGHTS) else {
             return self.next_round(now);
         };
         self.tried.push(target);
+        if let Some(node) = leader.filter(|node| target != Target::Node(*node)) {
+            self.shared.pool.warm(node);
+        }
         match self.shared.pool.reach(target) {
             Some(Reach::Ready(line)) => return self.send(line),
             Some(Reach::Dialing(wait)) => {
                 self.flights.push(Flight::Dialing(target, wait));
-                self.next = Some(now + self.shared.options.dial_patience);
+                let patience = self.shared.options.dial_patience;
+                self.next = Some(now + if self.call.one_round { patience.min(STAGGER) } else { patience });
             }
             None => (),
         }
@@ -192,16 +207,24 @@ impl<'a> Trip<'a> {
     /// Everyone was asked.
     fn next_round(&mut self, now: Instant) -> Outcome {
         if self.flights.is_empty() {
+            if self.grace {
+                return Some(Err(self.expired()));
+            }
             let nobody = self.last.is_none() && !self.unreached.is_empty();
             if nobody && (self.call.one_round || self.unreached.iter().all(|u| u.refused)) {
                 return Some(Err(self.unreachable()));
             }
         }
+        // After a `NoQuorum` too, nobody is asked twice.
+        if (self.call.one_round || self.grace) && !self.flights.is_empty() {
+            self.next = None;
+            return None;
+        }
         self.tried.clear();
         for flight in &self.flights {
             self.tried.push(match flight {
                 Flight::Dialing(target, _) => *target,
-                Flight::Waiting(line, _) => Target::Node(line.node),
+                Flight::Waiting(line, ..) => Target::Node(line.node),
             });
         }
         self.pause(now);
@@ -226,7 +249,7 @@ impl<'a> Trip<'a> {
         self.frame.timeout_ms = u32::try_from((left - margin).as_millis()).unwrap_or(u32::MAX).max(1);
         match line.ask(&mut self.frame) {
             Ok(asked) => {
-                self.flights.push(Flight::Waiting(line, asked));
+                self.flights.push(Flight::Waiting(line, asked, now));
                 self.next = self.call.safe.then(|| now + self.shared.options.patience);
             }
             Err(NotSent::Full) => {
@@ -242,13 +265,21 @@ impl<'a> Trip<'a> {
     }
 
     fn waits(&self) -> bool {
-        self.flights.iter().any(|f| matches!(f, Flight::Waiting(..)))
+        self.waits_since().is_some()
     }
 
-    /// Nothing has come in time: whoever is asked is suspect from now on, and the next one is asked too.
+    /// Since when the oldest request waits.
+    fn waits_since(&self) -> Option<Instant> {
+        self.flights.iter().find_map(|f| if let Flight::Waiting(.., since) = f { Some(*since) } else { None })
+    }
+
+    /// Whoever has been asked for too long is suspect from now on; the next one is asked too.
     fn overdue(&mut self) {
+        let now = Instant::now();
         for flight in &self.flights {
-            if let Flight::Waiting(line, _) = flight {
+            if let Flight::Waiting(line, _, since) = flight
+                && now >= *since + self.shared.options.patience
+            {
                 line.suspect();
             }
         }
@@ -308,6 +339,7 @@ impl<'a> Trip<'a> {
                 return Some(Err(self.verdict(error).into()));
             }
             Step::Grace => {
+                self.grace = true;
                 self.give_up = self.give_up.min(now + self.shared.options.no_quorum_grace);
                 self.next = Some(now);
             }

@@ -302,9 +302,15 @@ impl Shared {
         op.validate(self.options.value_bytes)?;
         let timeout = options.timeout.unwrap_or(self.options.timeout);
         let deadline = Instant::now() + timeout;
-        let Ok(Ok(_permit)) = timeout_at(deadline, self.permits.acquire()).await else {
-            let why = format!("{} requests are in flight already", self.options.in_flight);
-            return Err(ClientError::TimedOut { after: timeout, why });
+        let _permit = match self.permits.try_acquire() {
+            Ok(permit) => permit,
+            Err(_) => match timeout_at(deadline, self.permits.acquire()).await {
+                Ok(Ok(permit)) => permit,
+                _ => {
+                    let why = format!("{} requests are in flight already", self.options.in_flight);
+                    return Err(ClientError::TimedOut { after: timeout, why });
+                }
+            },
         };
         if space.with(|known| known.mode.is_none()) {
             self.refresh(deadline).await;

@@ -9,7 +9,8 @@
 //!                          pool ── Line ── one QUIC connection for each node, answers handed out by id
 //! ```
 //!
-//! **Where a request goes.** To the leader of a strong namespace, as the last answer named it; to any member for local
+//! **Where a request goes.** To the leader of a strong namespace, as the last answer named it (by way of another member
+//! until that is connected); to any member for local
 //! reads and eventual namespaces, always the same one while it answers. A member that lets a request wait is asked
 //! no more until it answers again; where a second try does no harm, another member is asked beside it, which
 //! is what carries a client over the death of a leader in less time than an election takes.

@@ -2,10 +2,8 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -14,7 +12,14 @@ use duet_proto::{
     frame::{self, RequestFrame, ResponseFrame},
 };
 use duet_transport::{Connection, NotSent};
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
+
+/// How long a silent node stays suspect: longer than the transport keeps a dead connection, so that by then it is either
+/// closed or deserves another chance.
+const SUSPECT: Duration = Duration::from_secs(6);
 
 /// The connection ended before the answer came.
 #[derive(Clone, Copy, Debug)]
@@ -37,8 +42,6 @@ pub(crate) struct Line {
 #[derive(Debug, Default)]
 struct Waiting {
     slots: Mutex<Slots>,
-    /// A request has waited too long since the last answer came.
-    suspect: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -46,6 +49,8 @@ struct Slots {
     last: u64,
     open: BTreeMap<u64, oneshot::Sender<Reply>>,
     ended: bool,
+    /// A request has waited too long and no answer has come since.
+    suspect_until: Option<Instant>,
 }
 
 impl Waiting {
@@ -106,19 +111,18 @@ impl Line {
 
     /// Notes that a request has waited too long; the next answer clears it.
     pub(crate) fn suspect(&self) {
-        self.waiting.suspect.store(true, Relaxed);
+        self.waiting.with(|slots| slots.suspect_until = Some(Instant::now() + SUSPECT));
     }
 
     /// Whether a request has waited too long since the last answer.
     pub(crate) fn is_suspect(&self) -> bool {
-        self.waiting.suspect.load(Relaxed)
+        self.waiting.with(|slots| slots.suspect_until).is_some_and(|until| until > Instant::now())
     }
 }
 
 /// Hands out answers until the connection ends, then tells those who still wait.
 async fn receive(mut incoming: mpsc::Receiver<Bytes>, waiting: Arc<Waiting>) {
     while let Some(body) = incoming.recv().await {
-        waiting.suspect.store(false, Relaxed);
         let (id, response) = match frame::decode::<ResponseFrame>(&body) {
             Ok(frame) => (frame.id, frame.response),
             // The one that asked learns of it; if that cannot be told, all do, with the end of the connection.
@@ -127,7 +131,11 @@ async fn receive(mut incoming: mpsc::Receiver<Bytes>, waiting: Arc<Waiting>) {
                 None => break,
             },
         };
-        if let Some(answer) = waiting.with(|slots| slots.open.remove(&id)) {
+        let answer = waiting.with(|slots| {
+            slots.suspect_until = None;
+            slots.open.remove(&id)
+        });
+        if let Some(answer) = answer {
             answer.send(Ok(response)).ok();
         }
     }

@@ -61,9 +61,17 @@ impl Entry {
         Entry { addresses: vec![address.into()], ..Entry::default() }
     }
 
+    fn is_idle(&self) -> bool {
+        match &self.state {
+            State::Idle => true,
+            State::Dialing(_) => false,
+            State::Ready(line) => line.is_closed(),
+        }
+    }
+
     fn health(&self, now: Instant) -> Health {
         match &self.state {
-            State::Ready(line) if line.is_suspect() => Health::Suspect,
+            State::Ready(line) if !line.is_closed() && line.is_suspect() => Health::Suspect,
             State::Ready(line) if !line.is_closed() => Health::Ready,
             _ if self.trouble_until.is_some_and(|until| until > now) => Health::Suspect,
             _ => Health::Cold,
@@ -105,6 +113,16 @@ impl Pool {
             };
             book.iter().map(candidate).collect()
         })
+    }
+
+    /// Begins to connect to a node that will be wanted soon, if nothing speaks against it.
+    pub(crate) fn warm(self: &Arc<Self>, node: NodeId) {
+        let target = Target::Node(node);
+        if self
+            .with(|book| book.get(&target).is_some_and(|e| e.is_idle() && e.health(Instant::now()) == Health::Cold))
+        {
+            self.reach(target);
+        }
     }
 
     /// The connection to a target; begins to make one if there is none. `None` if there is no such target any more.
@@ -210,11 +228,9 @@ fn settle(
             entry.addresses.retain(|a| *a != line.address);
             entry.addresses.insert(0, line.address.clone());
             entry.trouble_until = None;
-            match &entry.state {
-                State::Idle => entry.state = State::Ready(line.clone()),
-                State::Ready(old) if old.is_closed() => entry.state = State::Ready(line.clone()),
-                // Another one is there or under way; whoever waits for this one may still use it.
-                State::Ready(_) | State::Dialing(_) => (),
+            // If another one is there or under way, only those who wait for this one use it.
+            if entry.is_idle() {
+                entry.state = State::Ready(line.clone());
             }
         }
         Err(_) => {

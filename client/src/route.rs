@@ -37,7 +37,9 @@ pub(crate) struct Candidate {
     pub(crate) tried: bool,
 }
 
-/// The best of them; of equals, the one after `turn`, so that clients spread. `None` if all were tried in this round.
+/// The best of them. A member that is connected comes before a leader that is not: it passes the request on, which costs
+/// less than a handshake, and much less than a leader that is dead. Of equals, the one after `turn`, so that clients
+/// spread. `None` if all were tried in this round.
 pub(crate) fn choose(candidates: &[Candidate], turn: usize) -> Option<Target> {
     let count = candidates.len();
     candidates
@@ -48,8 +50,8 @@ pub(crate) fn choose(candidates: &[Candidate], turn: usize) -> Option<Target> {
             (
                 c.health == Health::Suspect,
                 Reverse(c.member),
-                Reverse(c.leader),
                 c.health,
+                Reverse(c.leader),
                 (at + count - turn % count) % count,
             )
         })
@@ -69,11 +71,11 @@ mod tests {
     }
 
     #[test]
-    fn the_leader_first_then_who_is_connected_then_the_rest() {
+    fn who_is_connected_first_the_leader_among_them_then_the_rest() {
         let mut all = [
             member(1, Health::Cold),
             member(2, Health::Ready),
-            Candidate { leader: true, ..member(3, Health::Cold) },
+            Candidate { leader: true, ..member(3, Health::Ready) },
             Candidate { member: false, ..member(4, Health::Ready) },
         ];
         for expected in [3, 2, 1, 4] {

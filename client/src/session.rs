@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use duet_proto::{Epoch, Meta, Mode, NamespaceInfo, NodeId, SessionId, Token, Try};
+use duet_proto::{Epoch, Meta, Mode, NamespaceId, NamespaceInfo, NodeId, SessionId, Token, Try};
 
 /// The numbers of a session's writes to one namespace.
 ///
@@ -35,6 +35,8 @@ impl Window {
 /// What is known of a namespace.
 #[derive(Debug, Default)]
 pub(crate) struct Known {
+    /// Its id: a name that is deleted and created again is another namespace.
+    pub(crate) id: NamespaceId,
     /// Its mode, once a topology has told.
     pub(crate) mode: Option<Mode>,
     /// The latest epoch seen.
@@ -91,7 +93,11 @@ impl Known {
 
     /// Learns from a catalog entry.
     pub(crate) fn catalog(&mut self, info: &NamespaceInfo) {
-        if info.epoch < self.epoch {
+        if info.id > self.id {
+            // What was known is of one that is gone. The numbers go on: they are never used twice.
+            *self = Known { id: info.id, window: std::mem::take(&mut self.window), ..Known::default() };
+        }
+        if info.id < self.id || info.epoch < self.epoch {
             return;
         }
         self.reach(info.epoch, 0);
@@ -184,6 +190,28 @@ mod tests {
         known.reach(Epoch(2), 3);
         known.reach(Epoch(1), 950);
         assert_eq!((known.epoch, known.position), (Epoch(2), 3));
+    }
+
+    #[test]
+    fn a_name_created_again_is_another_namespace() {
+        let info = |id, epoch| NamespaceInfo {
+            id: NamespaceId(id),
+            name: duet_proto::NamespaceName::new("orders").unwrap(),
+            mode: Mode::Strong,
+            epoch: Epoch(epoch),
+            phase: duet_proto::Phase::Stable,
+            members: vec![NodeId(1)],
+            copies: 1,
+            leader: None,
+        };
+        let mut known = Known::default();
+        known.catalog(&info(1, 3));
+        known.reach(Epoch(3), 900);
+        known.begin(SessionId(1));
+        known.catalog(&info(2, 1));
+        known.catalog(&info(1, 4));
+        assert_eq!((known.id, known.epoch, known.position), (NamespaceId(2), Epoch(1), 0));
+        assert_eq!(known.begin(SessionId(1)).sequence, 2);
     }
 
     #[test]

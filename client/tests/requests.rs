@@ -17,11 +17,21 @@ async fn requests_go_to_the_leader_and_follow_it() {
         let leader = if node == 2 { None } else { Some(NodeId(2)) };
         data(Outcome::Written(stamp(1)), Meta { leader, ..meta(5) })
     });
-    let orders = fake.orders().await;
-    for _ in 0..3 {
-        orders.put("k", "v").await.unwrap();
-    }
-    assert_eq!(fake.asked(), [1, 2, 2], "the topology names node 1, which names node 2");
+    let orders = fake.builder(&[3], Options::default()).connect().await.unwrap().namespace("orders").unwrap();
+    let put = async || orders.put("k", "v").await.unwrap();
+    put().await;
+    put().await;
+    assert_eq!(fake.asked(), [3, 3], "node 3 is connected and passes on what is for the leader");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    put().await;
+    put().await;
+    assert_eq!(fake.asked(), [2, 2], "by now the leader that node 3 named is connected");
+    fake.script(|_, _| data(Outcome::Written(stamp(1)), Meta { leader: Some(NodeId(1)), ..meta(6) }));
+    put().await;
+    put().await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    put().await;
+    assert_eq!(fake.asked().last(), Some(&1), "it has changed");
 }
 
 #[tokio::test(start_paused = true)]

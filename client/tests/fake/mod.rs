@@ -1,6 +1,6 @@
 //! Nodes that do what a script tells them, on a simulated network: real QUIC and TLS, no engine.
 
-#![allow(dead_code, unreachable_pub, missing_docs)]
+#![allow(clippy::unwrap_used, dead_code, unreachable_pub, missing_docs)]
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -33,13 +33,16 @@ pub enum Act {
 
 type Script = dyn FnMut(u32, &DataRequest) -> Act + Send;
 
+/// A namespace: its name, mode, members and leader.
+type Space = (String, Mode, Vec<u32>, Option<u32>);
+
 /// What the nodes share with the test.
 pub struct Stage {
     /// What they do with requests for data. Topology and status are always answered.
     script: Box<Script>,
     /// Every request for data: the node, and what it was.
     pub seen: Vec<(u32, DataRequest)>,
-    pub modes: Vec<(String, Mode, Vec<u32>, Option<u32>)>,
+    pub modes: Vec<Space>,
     pub version: u64,
 }
 
@@ -172,8 +175,7 @@ impl Fake {
     }
 
     pub async fn client(&mut self) -> Client {
-        let all: Vec<u32> = (1..=self.nodes).collect();
-        self.builder(&all, Options::default()).connect().await.unwrap()
+        self.builder(&[1], Options::default()).connect().await.unwrap()
     }
 
     pub async fn orders(&mut self) -> Namespace {
@@ -183,17 +185,16 @@ impl Fake {
 
 fn topology(me: u32, nodes: u32, stage: &Stage) -> Topology {
     let node = |id| NodeInfo { id: NodeId(id), address: address(id), boot: Boot(1) };
-    let namespace =
-        |(at, (name, mode, members, leader)): (usize, &(String, Mode, Vec<u32>, Option<u32>))| NamespaceInfo {
-            id: NamespaceId(at as u64 + 1),
-            name: NamespaceName::new(name).unwrap(),
-            mode: *mode,
-            epoch: Epoch(1),
-            phase: Phase::Stable,
-            members: members.iter().map(|id| NodeId(*id)).collect(),
-            copies: 1,
-            leader: leader.map(NodeId),
-        };
+    let namespace = |(at, (name, mode, members, leader)): (usize, &Space)| NamespaceInfo {
+        id: NamespaceId(at as u64 + 1),
+        name: NamespaceName::new(name).unwrap(),
+        mode: *mode,
+        epoch: Epoch(1),
+        phase: Phase::Stable,
+        members: members.iter().map(|id| NodeId(*id)).collect(),
+        copies: 1,
+        leader: leader.map(NodeId),
+    };
     Topology {
         cluster: ClusterName::new("c1").unwrap(),
         me: NodeId(me),
