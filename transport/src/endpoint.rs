@@ -210,20 +210,19 @@ async fn listen_on(door: Arc<Door>) {
 /// Carries one handshake through, or says why not.
 async fn admit(door: Arc<Door>, incoming: quinn::Incoming, permit: OwnedSemaphorePermit) {
     let remote = incoming.remote_address();
-    let refusal = match timeout(door.patience, greet(&door, incoming)).await {
-        Ok(Ok(())) => return,
-        Ok(Err(refusal)) => refusal,
-        Err(_) => Refusal::Timeout,
-    };
+    let admitted = greet(&door, incoming).await;
     drop(permit);
-    door.counters.refused(refusal);
-    tracing::warn!(%remote, reason = refusal.label(), "connection refused: {refusal}");
+    if let Err(refusal) = admitted {
+        door.counters.refused(refusal);
+        tracing::warn!(%remote, reason = refusal.label(), "connection refused: {refusal}");
+    }
 }
 
 async fn greet(door: &Door, incoming: quinn::Incoming) -> Result<(), Refusal> {
     let handshake = |e: quinn::ConnectionError| Refusal::of(&e).unwrap_or(Refusal::Handshake);
-    let connection = incoming.accept().map_err(handshake)?.await.map_err(handshake)?;
-    let admitted = enter(door, &connection).await;
+    let connecting = incoming.accept().map_err(handshake)?;
+    let connection = timeout(door.patience, connecting).await.map_err(|_| Refusal::Timeout)?.map_err(handshake)?;
+    let admitted = timeout(door.patience, enter(door, &connection)).await.unwrap_or(Err(Refusal::Timeout));
     if let Err(refusal) = admitted {
         refusal.close(&connection);
     }

@@ -257,13 +257,13 @@ impl World {
             Fate::Doubled => 2,
             Fate::Lost | Fate::Blocked | Fate::Dropped => 0,
         };
-        let Some(inbox) = self.sockets.get_mut(&to) else { return };
+        let Some(inbox) = self.sockets.get_mut(&to).filter(|_| copies > 0) else { return };
         for delay in &delays[..copies] {
             let late = if held < link.reorder { late } else { Duration::ZERO };
             self.serial += 1;
             inbox.due.insert((now + *delay + late, self.serial), Datagram { from, bytes: bytes.to_vec() });
         }
-        if let Some(waker) = inbox.waker.take().filter(|_| copies > 0) {
+        if let Some(waker) = inbox.waker.take() {
             waker.wake();
         }
     }
