@@ -1,0 +1,69 @@
+//! Forgetting tombstones: by knowledge, never by a timer.
+
+use duet_proto::Body;
+use duet_store::{Family, StoreError};
+
+use super::Step;
+use crate::{
+    Frontier, Planted,
+    rows::{Standing, tombstone_stamp, tombstones},
+    table::ReadError,
+};
+
+impl Step<'_> {
+    /// Forgets the tombstones that every member, joining and leaving ones included, has durably seen, each by a
+    /// report of this very version of the members. Each stays in the floor as a stamp: nobody who has not seen it is
+    /// merged from.
+    pub(super) fn forget(&mut self) -> Result<(), StoreError> {
+        self.drop_idle_walks();
+        self.adopt_departed()?;
+        let Some(horizon) = self.horizon() else { return Ok(()) };
+        let by_age = self.r.planted(Planted::ForgetByAge);
+        let old = self.cx.clock.wall_ms().saturating_sub(2000);
+        let (from, to) = tombstones(self.r.namespace);
+        let mut doomed = Vec::new();
+        for row in self.cx.view.scan(Family::Namespace, &from, Some(&to))?.take(self.r.config.forget_rows) {
+            let (row, key) = row?;
+            let stamp = tombstone_stamp(&row)?;
+            let seen = stamp.epoch < self.r.epoch || horizon.includes(stamp);
+            if if by_age { stamp.hlc.millis() < old } else { seen } {
+                doomed.push((key, stamp));
+            }
+        }
+        for (key, stamp) in doomed {
+            let record = match self.table.get(&key) {
+                Ok(record) => record,
+                Err(ReadError::Record(_)) => {
+                    self.damaged(&key);
+                    continue;
+                }
+                Err(ReadError::Store(error)) => return Err(error),
+            };
+            // Something may have taken its place in this very step.
+            if let Some(record) = record.filter(|r| r.stamp == stamp && r.body == Body::Tombstone) {
+                self.table.replace(&mut self.r.meta, &key, Some(&record), None);
+                self.r.counters.forgotten += 1;
+                if stamp.epoch == self.r.epoch && !by_age {
+                    self.r.meta.floor.raise(stamp.node, stamp.hlc);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What everybody is known to hold durably; `None` if somebody has not said so in this version of the members.
+    fn horizon(&self) -> Option<Frontier> {
+        let (members, mut horizon) = (&self.r.synced.members, self.r.synced.frontier.clone());
+        if members.keep_tombstones || self.r.synced.standing != Standing::Whole || self.r.meta.members != *members {
+            return None;
+        }
+        let stale = self.r.planted(Planted::ForgetOnStaleView);
+        for node in members.everyone().filter(|node| *node != self.r.config.node) {
+            match self.r.peers.get(&node) {
+                Some(peer) if peer.version == members.version || stale => horizon.meet(&peer.frontier),
+                _ => return None,
+            }
+        }
+        Some(horizon)
+    }
+}

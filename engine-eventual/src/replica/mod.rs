@@ -1,0 +1,379 @@
+//! A replica of one namespace in one epoch: inputs in, one batch and, once that is durable, effects out.
+
+mod forget;
+mod heal;
+mod peers;
+mod read;
+mod serve;
+mod session;
+mod write;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use duet_proto::{Answer, Epoch, Error, Hlc, NamespaceId, NodeId, Op, Token};
+use duet_store::{Batch, Snapshot, StoreError, View};
+
+use crate::{
+    Clock, Config, Envelope, Frontier, Members, Planted,
+    clock::Clocks,
+    message::{Message, Push, Summary, Written},
+    rows::{Meta, Standing, next_beyond},
+    table::Table,
+};
+use heal::Heal;
+use peers::Peer;
+use serve::Serving;
+use session::Pull;
+use write::Waiting;
+
+/// Names a request of a client until it is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ticket(pub u64);
+
+/// What a step is given.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// A client's write. It is answered once, now or in a later step.
+    Write {
+        /// Who waits.
+        ticket: Ticket,
+        /// The operation.
+        op: Op,
+        /// What the client has seen.
+        token: Option<Token>,
+        /// When to stop waiting for copies, on the clock of [`Cx::now_ms`].
+        deadline_ms: u64,
+    },
+    /// A message of a peer; the sender as its certificate names it.
+    Peer(NodeId, Envelope),
+    /// The catalog has a new version of the members.
+    Members(Members),
+    /// Time has passed.
+    Tick,
+}
+
+/// What a step may see of the world.
+pub struct Cx<'a> {
+    /// The store. What it shows of this replica is durable: no step of it is on its way to the disk.
+    pub view: &'a dyn View,
+    /// The same as `view`, to keep. A session holds it until its walk is over.
+    pub snapshot: &'a dyn Fn() -> Arc<dyn Snapshot>,
+    /// The node's hybrid clock.
+    pub clock: &'a dyn Clock,
+    /// A time that only rises, in milliseconds; what timeouts are measured with.
+    pub now_ms: u64,
+}
+
+/// How a replica comes into being.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// Together with the namespace: it holds all there is, nothing.
+    Founder,
+    /// To a namespace that has data: it is copied to before it takes part. A node that was a member before in the
+    /// same epoch must not come back: its stamps would be taken for known.
+    Joining,
+}
+
+/// A step whose batch is not durable: nobody may be told anything.
+#[must_use = "a step that is not persisted tells nobody anything"]
+#[derive(Debug)]
+pub struct Unpersisted {
+    batch: Batch,
+    effects: Effects,
+    meta: Meta,
+}
+
+/// A step whose batch is on its way to the disk.
+#[must_use = "a step that is not persisted tells nobody anything"]
+#[derive(Debug)]
+pub struct Persisting {
+    effects: Effects,
+    meta: Meta,
+}
+
+/// What may be told once the step is durable.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Effects {
+    /// Messages, each with those to whom it goes.
+    pub messages: Vec<(Vec<NodeId>, Envelope)>,
+    /// Answers to clients.
+    pub answers: Vec<(Ticket, Result<Answer, Error>)>,
+    /// This replica has moved to a version of the members, holding this: for the coordinator of the change (rule 8).
+    pub moved: Option<(u64, Frontier)>,
+    /// Keys whose records changed: for those that watch.
+    pub changed: Vec<Bytes>,
+}
+
+/// Counts since the start; alarms are marked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Remote records that superseded what was held, or were new.
+    pub won: u64,
+    /// Remote records that came after something later.
+    pub lost: u64,
+    /// Remote records at or below the frontier, ignored.
+    pub covered: u64,
+    /// Alarm: one stamp with two values.
+    pub conflicting_marker: u64,
+    /// Alarm: clean replicas of equal frontiers with unequal digests.
+    pub digest_mismatch: u64,
+    /// Alarm: records that cannot be read.
+    pub damaged: u64,
+    /// Damaged or missing records that were replaced by a peer's.
+    pub healed: u64,
+    /// Messages refused: from nodes that are no members, or of another epoch.
+    pub not_heard: u64,
+    /// Messages refused: their sender has not seen what was forgotten here.
+    pub below_floor: u64,
+    /// Messages refused: stamps too far ahead of this node's clock.
+    pub clock_refused: u64,
+    /// Pushes that came before their predecessor.
+    pub gaps: u64,
+    /// Sessions of this replica that came to their end.
+    pub sessions: u64,
+    /// Sessions of this replica that did not.
+    pub interrupted: u64,
+    /// Tombstones forgotten.
+    pub forgotten: u64,
+}
+
+/// How a replica stands, for status and metrics.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// What it durably holds.
+    pub frontier: Frontier,
+    /// What its data comes to.
+    pub summary: Summary,
+    /// Whether it has received its first copy.
+    pub whole: bool,
+    /// The version of the members that it goes by.
+    pub version: u64,
+    /// The latest report of each member: its version and frontier.
+    pub peers: BTreeMap<NodeId, (u64, Frontier)>,
+    /// The oldest of this replica's writes that some member is not known to hold: everything after this time.
+    pub held_everywhere: Hlc,
+    /// Counts.
+    pub counters: Counters,
+}
+
+/// A replica.
+///
+/// Invariants:
+/// - `synced` is what the disk holds of `meta`; whatever is told of this replica is told from `synced`;
+/// - one step at most is on its way to the disk;
+/// - the frontier rises by own writes, by pushes without a gap, and at the end of sessions and copies, never else.
+#[derive(Debug)]
+pub struct Replica {
+    namespace: NamespaceId,
+    epoch: Epoch,
+    config: Config,
+    meta: Meta,
+    synced: Meta,
+    in_flight: bool,
+    nonces: u64,
+    peers: BTreeMap<NodeId, Peer>,
+    clocks: Clocks,
+    /// Writes that wait for copies, by the time of their stamp.
+    waiting: BTreeMap<Hlc, Waiting>,
+    /// Peers that have something for this replica, and the session that gets it.
+    wanted: BTreeSet<NodeId>,
+    pull: Option<Pull>,
+    last_pulled: NodeId,
+    /// Pushes that wait for the end of a session.
+    early: BTreeMap<NodeId, Vec<Push>>,
+    /// Sessions of peers with this replica, one each.
+    serving: BTreeMap<NodeId, Serving>,
+    heal: Heal,
+    /// Since which version each origin that left is gone, as far as this start of the node knows (rule 7).
+    departed: BTreeMap<NodeId, u64>,
+    reported: Option<(u64, Meta)>,
+    counters: Counters,
+}
+
+/// A step in the making.
+struct Step<'a> {
+    r: &'a mut Replica,
+    cx: &'a Cx<'a>,
+    table: Table<'a>,
+    effects: Effects,
+    writes: Vec<Written>,
+    /// The end of the own writes before this step.
+    previous: Hlc,
+}
+
+impl Replica {
+    /// A new replica, and what it writes.
+    ///
+    /// # Errors
+    /// Never, in practice: if its state cannot be encoded.
+    pub fn create(
+        config: Config,
+        namespace: NamespaceId,
+        epoch: Epoch,
+        start: Start,
+        members: Members,
+    ) -> Result<(Replica, Batch), StoreError> {
+        let standing = match start {
+            Start::Founder => Standing::Whole,
+            Start::Joining => Standing::Joining { target: None, after: None },
+        };
+        let meta = Meta::new(standing, members);
+        let mut batch = Batch::new();
+        meta.write(&mut batch, namespace, epoch)?;
+        Ok((Replica::with(config, namespace, epoch, meta), batch))
+    }
+
+    /// The replica that a disk holds, if it holds one.
+    ///
+    /// # Errors
+    /// If its state cannot be read.
+    pub fn open(
+        config: Config,
+        namespace: NamespaceId,
+        epoch: Epoch,
+        view: &dyn View,
+    ) -> Result<Option<Replica>, StoreError> {
+        Ok(Meta::read(view, namespace, epoch)?.map(|meta| Replica::with(config, namespace, epoch, meta)))
+    }
+
+    fn with(config: Config, namespace: NamespaceId, epoch: Epoch, meta: Meta) -> Replica {
+        Replica {
+            namespace,
+            epoch,
+            last_pulled: config.node,
+            config,
+            synced: meta.clone(),
+            meta,
+            in_flight: false,
+            nonces: 0,
+            peers: BTreeMap::new(),
+            clocks: Clocks::default(),
+            waiting: BTreeMap::new(),
+            wanted: BTreeSet::new(),
+            pull: None,
+            early: BTreeMap::new(),
+            serving: BTreeMap::new(),
+            heal: Heal::default(),
+            departed: BTreeMap::new(),
+            reported: None,
+            counters: Counters::default(),
+        }
+    }
+
+    /// Takes everything that has arrived and says what to write. The next step may begin when this one is persisted.
+    ///
+    /// # Errors
+    /// If the store cannot be read; the replica must then not be used any more. Also while a step is in flight.
+    pub fn step(&mut self, inputs: Vec<Input>, cx: &Cx<'_>) -> Result<Unpersisted, StoreError> {
+        if self.in_flight {
+            return Err(StoreError::Io { what: "a step began before the one before it was persisted".into() });
+        }
+        let table = Table::new(cx.view, self.namespace);
+        let previous = self.meta.frontier.get(self.config.node);
+        let mut step = Step { r: self, cx, table, effects: Effects::default(), writes: Vec::new(), previous };
+        for input in inputs {
+            match input {
+                Input::Write { ticket, op, token, deadline_ms } => step.write(ticket, op, token, deadline_ms)?,
+                Input::Peer(from, envelope) => step.peer(from, envelope)?,
+                Input::Members(members) => step.members(members),
+                Input::Tick => step.forget()?,
+            }
+        }
+        step.finish()
+    }
+
+    /// What is durable, and what peers say.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let me = self.config.node;
+        let others = self.synced.members.nodes.iter().filter(|node| **node != me);
+        let held = others.map(|node| self.peers.get(node).map_or(Hlc::ZERO, |peer| peer.frontier.get(me))).min();
+        Status {
+            frontier: self.synced.frontier.clone(),
+            summary: self.synced.summary(),
+            whole: self.synced.standing == Standing::Whole,
+            version: self.synced.members.version,
+            peers: self.peers.iter().map(|(node, peer)| (*node, (peer.version, peer.frontier.clone()))).collect(),
+            held_everywhere: held.unwrap_or(Hlc::MAX),
+            counters: self.counters,
+        }
+    }
+
+    /// What it has forgotten: the stamps of tombstones that it no longer holds.
+    #[must_use]
+    pub fn floor(&self) -> &Frontier {
+        &self.synced.floor
+    }
+
+    fn planted(&self, bug: Planted) -> bool {
+        self.config.planted(bug)
+    }
+
+    fn id(&self) -> (NamespaceId, Epoch) {
+        (self.namespace, self.epoch)
+    }
+
+    /// Whether nothing durable lies beyond the durable frontier.
+    fn clean(&self, view: &dyn View) -> Result<bool, StoreError> {
+        Ok(next_beyond(view, self.id(), &self.synced.frontier, (NodeId(0), Hlc::ZERO))?.is_none())
+    }
+}
+
+impl Step<'_> {
+    fn finish(mut self) -> Result<Unpersisted, StoreError> {
+        self.push_writes();
+        self.drive_session()?;
+        self.drive_heal();
+        self.report()?;
+        self.settle_writes();
+        if self.r.meta != self.r.synced {
+            self.r.meta.write(&mut self.table.batch, self.r.namespace, self.r.epoch)?;
+        }
+        self.r.in_flight = true;
+        Ok(Unpersisted { batch: self.table.batch, effects: self.effects, meta: self.r.meta.clone() })
+    }
+
+    /// Sends, once the step is durable.
+    fn send(&mut self, to: impl IntoIterator<Item = NodeId>, message: Message) {
+        let envelope = Envelope {
+            namespace: self.r.namespace,
+            epoch: self.r.epoch,
+            version: self.r.meta.members.version,
+            wall_ms: self.cx.clock.wall_ms(),
+            message,
+        };
+        self.effects.messages.push((to.into_iter().collect(), envelope));
+    }
+
+    fn others(&self) -> Vec<NodeId> {
+        self.r.meta.members.everyone().filter(|node| *node != self.r.config.node).collect()
+    }
+}
+
+impl Unpersisted {
+    /// What to make durable, and the rest of the step.
+    pub fn take_batch(self) -> (Batch, Persisting) {
+        (self.batch, Persisting { effects: self.effects, meta: self.meta })
+    }
+
+    /// What the planted bug tells too early.
+    #[cfg(feature = "planted")]
+    #[must_use]
+    pub fn told_early(&self, config: &Config) -> Option<Effects> {
+        config.planted(Planted::TellBeforeSync).then(|| self.effects.clone())
+    }
+}
+
+impl Persisting {
+    /// What may be told, now that the batch is durable.
+    #[must_use]
+    pub fn persisted(self, replica: &mut Replica) -> Effects {
+        replica.synced = self.meta;
+        replica.in_flight = false;
+        self.effects
+    }
+}

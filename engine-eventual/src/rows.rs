@@ -1,0 +1,114 @@
+//! What a replica keeps of itself on disk, and under which keys.
+//!
+//! | family | key | value |
+//! | --- | --- | --- |
+//! | `namespace` | namespace 8, `0x20`, epoch 4 | guarded postcard of [`Meta`] |
+//! | `namespace` | namespace 8, `0x21`, stamp 16 | the key of the tombstone of that stamp |
+//! | `origin` | namespace 8, epoch 4, origin 4, hlc 8 | the key of the live record of that stamp |
+
+use bytes::Bytes;
+use duet_proto::{Digest, Epoch, Hlc, NamespaceId, NodeId, Stamp};
+use duet_store::{Batch, Family, StoreError, View, layout};
+use serde::{Deserialize, Serialize};
+
+use crate::{Frontier, Members, message::Summary};
+
+const META: u8 = 0x20;
+const TOMBSTONE: u8 = 0x21;
+
+/// The state of a replica, in one row that is written in the same batch as the records it speaks of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Meta {
+    pub(crate) frontier: Frontier,
+    /// The stamps of the tombstones that were forgotten here. Who has not seen these is not merged from.
+    pub(crate) floor: Frontier,
+    pub(crate) digest: Digest,
+    pub(crate) keys: u64,
+    pub(crate) tombstones: u64,
+    pub(crate) standing: Standing,
+    pub(crate) members: Members,
+}
+
+/// Whether a member holds all that it claims to be a member of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Standing {
+    /// Receives its first copy: takes no writes and answers no reads.
+    Joining {
+        /// What it will claim at its end, once the first chunk has said so.
+        target: Option<Frontier>,
+        /// The last key that it has.
+        after: Option<Bytes>,
+    },
+    /// Takes part.
+    Whole,
+}
+
+impl Meta {
+    pub(crate) fn new(standing: Standing, members: Members) -> Meta {
+        let (frontier, floor) = (Frontier::default(), Frontier::default());
+        Meta { frontier, floor, digest: Digest::EMPTY, keys: 0, tombstones: 0, standing, members }
+    }
+
+    pub(crate) fn summary(&self) -> Summary {
+        Summary { digest: self.digest, keys: self.keys, tombstones: self.tombstones }
+    }
+
+    pub(crate) fn read(view: &dyn View, namespace: NamespaceId, epoch: Epoch) -> Result<Option<Meta>, StoreError> {
+        let key = meta_key(namespace, epoch);
+        let Some(bytes) = view.get(Family::Namespace, &key)? else { return Ok(None) };
+        let payload = layout::unguard(&key, &bytes)?;
+        let meta = postcard::from_bytes(&payload);
+        meta.map(Some).map_err(|e| StoreError::corrupt(format!("the eventual state of namespace {namespace}: {e}")))
+    }
+
+    pub(crate) fn write(&self, batch: &mut Batch, namespace: NamespaceId, epoch: Epoch) -> Result<(), StoreError> {
+        let key = meta_key(namespace, epoch);
+        let payload =
+            postcard::to_stdvec(self).map_err(|e| StoreError::Io { what: format!("encoding a state: {e}") })?;
+        let value = layout::guard(&key, &payload);
+        batch.put(Family::Namespace, key, value);
+        Ok(())
+    }
+}
+
+pub(crate) fn meta_key(namespace: NamespaceId, epoch: Epoch) -> Bytes {
+    layout::namespace_key(namespace, META, &epoch.0.to_be_bytes())
+}
+
+pub(crate) fn tombstone_key(namespace: NamespaceId, stamp: Stamp) -> Bytes {
+    layout::namespace_key(namespace, TOMBSTONE, &stamp.to_bytes())
+}
+
+/// The tombstones of a namespace, in order of stamp, as a range.
+pub(crate) fn tombstones(namespace: NamespaceId) -> (Bytes, Bytes) {
+    layout::prefix_range(layout::namespace_key(namespace, TOMBSTONE, &[]))
+}
+
+/// The stamp in a key made by [`tombstone_key`].
+pub(crate) fn tombstone_stamp(key: &[u8]) -> Result<Stamp, StoreError> {
+    let bytes = key.get(9..).and_then(|stamp| stamp.try_into().ok());
+    let malformed = || StoreError::corrupt(format!("a tombstone's row under {}", key.escape_ascii()));
+    bytes.map(Stamp::from_bytes).ok_or_else(malformed)
+}
+
+/// Where in the index of an epoch the next row beyond `frontier` lies, from `(origin, hlc)` on, inclusive.
+///
+/// The index is ordered by origin and time, so at most one seek per origin skips what the frontier covers.
+pub(crate) fn next_beyond(
+    view: &dyn View,
+    (namespace, epoch): (NamespaceId, Epoch),
+    frontier: &Frontier,
+    mut at: (NodeId, Hlc),
+) -> Result<Option<(NodeId, Hlc, Bytes)>, StoreError> {
+    let end = layout::after_prefix(&layout::group_prefix(namespace, epoch));
+    loop {
+        let from = layout::origin_key(namespace, epoch, at.0, at.1);
+        let Some(row) = view.scan(Family::Origin, &from, Some(&end))?.next() else { return Ok(None) };
+        let (row, key) = row?;
+        let (_, _, origin, hlc) = layout::split_origin_key(&row)?;
+        if hlc > frontier.get(origin) {
+            return Ok(Some((origin, hlc, key)));
+        }
+        at = (origin, frontier.get(origin).next());
+    }
+}
