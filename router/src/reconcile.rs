@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use duet_engine_strong::{GroupError, GroupInfo, GroupSpec, MembersChange};
+use duet_engine_strong::{GroupError, GroupSpec, MembersChange};
 use duet_proto::{Epoch, Error, NamespaceId, NamespaceName, NodeId};
 use tokio::time::{Instant, sleep};
 
@@ -141,10 +141,9 @@ async fn settle(inner: &Inner, id: NamespaceId, round: u32) -> Result<bool, Grou
         return found(inner, round).await;
     }
     let (view, me) = (inner.view(), inner.config.me);
-    let here: Vec<_> = inner.strong.groups().into_iter().filter(|group| group.id.namespace == id).collect();
     let Some((name, entry)) = view.by_id.get(&id).and_then(|name| Some((name, view.namespace(name)?))) else {
         if view.is_deleted(id) {
-            drop_replicas(inner, &here).await?;
+            drop_replicas(inner, id).await?;
         }
         return Ok(true);
     };
@@ -152,11 +151,11 @@ async fn settle(inner: &Inner, id: NamespaceId, round: u32) -> Result<bool, Grou
     if !record.holds(me) {
         // An entry that cannot be read cannot say that this is wrong, so it is waited for.
         if view.unreadable.is_empty() {
-            drop_replicas(inner, &here).await?;
+            drop_replicas(inner, id).await?;
         }
         return Ok(said_gone(inner, name, entry).await);
     }
-    let Some(group) = here.iter().find(|group| group.id.epoch == record.epoch) else {
+    let Some(group) = inner.strong.group(id, record.epoch) else {
         create(inner, name, record).await?;
         return Ok(false);
     };
@@ -205,8 +204,8 @@ async fn create(inner: &Inner, name: &NamespaceName, record: &NamespaceRecord) -
     Ok(())
 }
 
-async fn drop_replicas(inner: &Inner, here: &[GroupInfo]) -> Result<(), GroupError> {
-    for group in here {
+async fn drop_replicas(inner: &Inner, id: NamespaceId) -> Result<(), GroupError> {
+    for group in inner.strong.groups().into_iter().filter(|group| group.id.namespace == id) {
         inner.strong.remove(group.id.namespace, group.id.epoch).await?;
         tracing::info!(namespace = %group.name, id = %group.id, "replica removed");
     }

@@ -197,7 +197,10 @@ impl Router {
     }
 
     fn namespaces(&self) -> Vec<NamespaceInfo> {
-        let (leaders, view) = (self.inner.leaders(), self.view());
+        let groups = self.inner.strong.groups();
+        let leaders: BTreeMap<_, _> =
+            groups.into_iter().filter_map(|group| Some((group.id.namespace, group.leader?))).collect();
+        let view = self.view();
         let info = |(name, entry): (&NamespaceName, &Entry<NamespaceRecord>)| {
             namespace_info(name, &entry.record, leaders.get(&entry.record.id).copied())
         };
@@ -255,10 +258,6 @@ impl Inner {
         self.view.load_full()
     }
 
-    fn leaders(&self) -> BTreeMap<NamespaceId, NodeId> {
-        self.strong.groups().into_iter().filter_map(|group| Some((group.id.namespace, group.leader?))).collect()
-    }
-
     /// Makes the view as new as the catalog was when this was called.
     pub(crate) async fn refresh(&self, deadline: Instant) -> Result<(), Error> {
         let answer = self.catalog(Op::Get { key: Key::Next.encode() }, None, deadline).await?;
@@ -280,24 +279,28 @@ impl Inner {
             return Ok(());
         }
         let mut view = View { version, ..View::clone(&before) };
-        let mut old = std::mem::take(&mut *read);
-        let mut changed = BTreeSet::new();
+        let mut touched = Vec::new();
         for (key, record) in &records {
-            if old.remove(key) != Some(record.stamp) {
-                changed.insert(key.clone());
+            if read.get(key) != Some(&record.stamp) {
+                read.insert(key.clone(), record.stamp);
+                touched.push(key.clone());
                 view.apply(key, record.live().map(|value| (record.stamp, &value[..])));
             }
         }
-        for key in old.keys() {
-            changed.insert(key.clone());
-            view.apply(key, None);
+        if read.len() > records.len() {
+            let kept: BTreeSet<_> = records.iter().map(|(key, _)| key).collect();
+            let gone: Vec<_> = read.keys().filter(|key| !kept.contains(key)).cloned().collect();
+            for key in gone {
+                read.remove(&key);
+                view.apply(&key, None);
+                touched.push(key);
+            }
         }
-        *read = records.into_iter().map(|(key, record)| (key, record.stamp)).collect();
-        let touched = changed.iter().filter_map(|key| match Key::decode(key) {
+        let names = touched.iter().filter_map(|key| match Key::decode(key) {
             Some(Key::Namespace(name)) => Some(name),
             _ => None,
         });
-        let entries = touched.flat_map(|name| [before.namespace(&name).cloned(), view.namespace(&name).cloned()]);
+        let entries = names.flat_map(|name| [before.namespace(&name).cloned(), view.namespace(&name).cloned()]);
         let ids: Vec<_> = entries.flatten().map(|entry| entry.record.id).collect();
         self.view.store(Arc::new(view));
         drop(read);
@@ -394,7 +397,8 @@ impl Inner {
             }
             Goal::Namespace(name) => match view.namespace(&name) {
                 Some(entry) => {
-                    let leader = self.leaders().get(&entry.record.id).copied();
+                    let group = self.strong.group(entry.record.id, entry.record.epoch);
+                    let leader = group.and_then(|group| group.leader);
                     Ok(Response::Namespace(namespace_info(&name, &entry.record, leader)))
                 }
                 None => Err(Error::NamespaceNotFound { name }),
