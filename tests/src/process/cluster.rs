@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use duet_client::Client;
 use duet_proto::{ClusterName, NodeId, Role};
-use duet_transport::{CertificateAuthority, Identity, Principal, Tls, Udp, Validity};
+use duet_transport::{CertificateAuthority, Identity, Issued, Principal, Tls, Udp, Validity};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -94,11 +94,18 @@ impl Cluster {
     /// # Errors
     /// If files cannot be written.
     pub fn prepare(layout: Layout) -> Result<Cluster> {
+        Cluster::prepare_as(&ClusterName::new("test")?, layout)
+    }
+
+    /// The same, of another name than `test`.
+    ///
+    /// # Errors
+    /// If files cannot be written.
+    pub fn prepare_as(name: &ClusterName, layout: Layout) -> Result<Cluster> {
         let folder = TempDir::with_prefix("duet-test-")?;
-        let name = ClusterName::new("test")?;
-        let authority = CertificateAuthority::generate(&name, Validity::days(30))?;
-        let mut cluster =
-            Cluster { folder, name, authority, founders: BTreeMap::new(), nodes: BTreeMap::new() };
+        let authority = CertificateAuthority::generate(name, Validity::days(30))?;
+        let (founders, nodes) = (BTreeMap::new(), BTreeMap::new());
+        let mut cluster = Cluster { folder, name: name.clone(), authority, founders, nodes };
         fs::write(cluster.path("ca.pem"), cluster.authority.cert())?;
         for (id, host) in (1..).zip(layout.hosts) {
             let address = SocketAddr::new(host.address, free_udp_port()?);
@@ -110,6 +117,15 @@ impl Cluster {
             cluster.configure(id)?;
         }
         Ok(cluster)
+    }
+
+    /// Writes into every node's configuration that a founder is elsewhere.
+    ///
+    /// # Errors
+    /// If the address is none, or a file cannot be written.
+    pub fn move_founder(&mut self, id: u32, address: &str) -> Result<()> {
+        self.founders.insert(id, address.parse()?);
+        self.ids().into_iter().try_for_each(|id| self.configure(id))
     }
 
     fn configure(&mut self, id: u32) -> Result<()> {
@@ -351,14 +367,21 @@ impl Cluster {
         self.founders.values().map(ToString::to_string).collect()
     }
 
-    /// A certificate for a client.
+    /// A certificate for a client, in PEM.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn issue(&mut self, name: &str, role: Role, validity: Validity) -> Result<Issued> {
+        let identity = Identity::client(self.name.clone(), name, role)?;
+        Ok(self.authority.issue(&identity, validity, &[])?)
+    }
+
+    /// What a client connects with.
     ///
     /// # Errors
     /// If it cannot be made.
     pub fn client_tls(&mut self, name: &str, role: Role) -> Result<Tls> {
-        let principal = Principal::Client { name: name.to_owned(), role };
-        let issued =
-            self.authority.issue(&Identity { cluster: self.name.clone(), principal }, Validity::days(30), &[])?;
+        let issued = self.issue(name, role, Validity::days(30))?;
         let authority = self.authority.cert().as_bytes().to_vec();
         Ok(Tls::from_pem(&authority, issued.cert.as_bytes(), issued.key.as_bytes())?)
     }
