@@ -1,5 +1,7 @@
 //! Requests and answers: many at once, big ones, slow readers, ends.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc, time::Duration};

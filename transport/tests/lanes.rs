@@ -1,5 +1,7 @@
 //! Peers: lanes, backpressure, broken connections, and the same packets for the same seed.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::{sync::Arc, time::Duration};

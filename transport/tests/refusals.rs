@@ -1,5 +1,7 @@
 //! Who is not let in, and how they are told. Every refusal leaves the endpoint serving.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::sync::Arc;

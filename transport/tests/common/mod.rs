@@ -1,6 +1,6 @@
 //! A cluster of endpoints on a simulated network, and an intruder who is free to say anything.
 
-#![allow(dead_code, unreachable_pub, missing_docs)]
+#![allow(clippy::unwrap_used, dead_code, missing_docs, unreachable_pub)]
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
