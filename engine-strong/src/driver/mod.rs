@@ -121,6 +121,10 @@ impl Driver {
                 break;
             }
             if now >= self.next_tick {
+                if let Some(error) = self.host.store_failure() {
+                    tracing::error!(%error, "the store has failed; the strong engine stops");
+                    break;
+                }
                 self.host.tick(now);
                 // A node that stood still does not run after the time it missed: it has heard nothing in it.
                 self.next_tick = (self.next_tick + self.config.tick).max(now);

@@ -145,13 +145,8 @@ impl Cluster {
     /// A write as the client makes it: with a session, so that it can be tried again.
     async fn put(&mut self, at: u32, key: &str, value: impl Into<Bytes>) -> Result<Answer, Error> {
         self.sequence += 1;
-        let attempt = Try {
-            session: SessionId(7),
-            sequence: self.sequence,
-            answered_below: self.sequence,
-            seen: 0,
-            epoch: E1,
-        };
+        let attempt =
+            Try { session: SessionId(7), sequence: self.sequence, answered_below: self.sequence, seen: 0, epoch: E1 };
         let op = Op::Write { mutation: Mutation::put(key.to_owned(), value) };
         let call = Call { op, attempt: Some(attempt), consistency: Consistency::Linearizable };
         self.handle(at).call(NS, E1, call, in_seconds(20)).await
@@ -283,8 +278,7 @@ async fn writes_under_way_survive_a_change_of_leader_exactly_once() {
     cluster.put(a, "counter", "0").await.unwrap();
     let mut calls = Vec::new();
     for sequence in 1..=200u64 {
-        let attempt =
-            Try { session: SessionId(9), sequence, answered_below: 0, seen: 0, epoch: E1 };
+        let attempt = Try { session: SessionId(9), sequence, answered_below: 0, seen: 0, epoch: E1 };
         let op = Op::Transaction {
             compares: vec![],
             then: vec![Mutation::put(format!("once{sequence}"), "x")],
@@ -446,7 +440,12 @@ async fn change(cluster: &Cluster, voters: &[u32]) {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     for (id, node) in &cluster.nodes {
-        println!("{id}: {:?} {:?} {:?}", node.handle.status(NS).await, node.handle.group(NS, E1), node.handle.metrics());
+        println!(
+            "{id}: {:?} {:?} {:?}",
+            node.handle.status(NS).await,
+            node.handle.group(NS, E1),
+            node.handle.metrics()
+        );
     }
     panic!("the members do not change");
 }

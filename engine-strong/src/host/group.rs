@@ -2,7 +2,9 @@
 
 use std::{
     collections::{BTreeSet, VecDeque},
-    sync::Arc, time::Duration};
+    sync::Arc,
+    time::Duration,
+};
 
 use duet_proto::{Answer, Boot, Error, Meta, NamespaceName, NodeId, Outcome, QuorumView};
 use duet_store::{Batch, Store, StoreError};
@@ -232,7 +234,7 @@ impl Group {
         Ok(())
     }
 
-    fn see_quorum(&mut self, peers: &Peers, now: Instant) {
+    pub(super) fn see_quorum(&mut self, peers: &Peers, now: Instant) {
         let leader = self.leader().and_then(|leader| peers.heard(leader, now));
         let majority = peers.majority(self.conf(), now);
         if let (Some(leader), Some(majority)) = (leader, majority) {
@@ -246,7 +248,15 @@ impl Group {
     }
 
     /// Takes in a write, to be proposed with everything else that has come.
-    pub(crate) fn write(&mut self, counter: u64, data: Vec<u8>, again: bool, deadline: Instant, reply: Reply, now: Instant) {
+    pub(crate) fn write(
+        &mut self,
+        counter: u64,
+        data: Vec<u8>,
+        again: bool,
+        deadline: Instant,
+        reply: Reply,
+        now: Instant,
+    ) {
         self.writes.hold(counter, data, again, now, deadline, reply);
     }
 
@@ -311,8 +321,7 @@ impl Group {
     fn propose(&mut self, cx: &mut Cx<'_>) {
         while self.writes.has_held() && !self.in_doubt(cx.config, cx.now) {
             let (counters, entries) = self.writes.next_proposal();
-            let message =
-                Message { from: u64::from(self.me.0), entries, ..typed(MessageType::MsgPropose) };
+            let message = Message { from: u64::from(self.me.0), entries, ..typed(MessageType::MsgPropose) };
             if self.raw.step(message).is_err() {
                 // It went into no log: leadership is being handed over, or too much is uncommitted. Later.
                 return;
@@ -348,7 +357,8 @@ impl Group {
         let must_sync = ready.must_sync();
         let mut batch = Batch::new();
         if !ready.snapshot().is_empty() {
-            let place = Place { index: ready.snapshot().get_metadata().index, term: ready.snapshot().get_metadata().term };
+            let place =
+                Place { index: ready.snapshot().get_metadata().index, term: ready.snapshot().get_metadata().term };
             self.put_in_place(place, cx.ticket, &mut batch)?;
         }
         if let Some(hard) = ready.hs().filter(|_| must_sync) {
@@ -457,7 +467,8 @@ impl Group {
         for applied in applied {
             let mine = (applied.request.node, applied.request.boot) == (self.me, self.boot);
             if let Some(write) = mine.then(|| self.writes.take(applied.request.counter)).flatten() {
-                let _ = write.reply.send(applied.result.map(|outcome: Outcome| Answer { outcome, meta: meta.clone() }));
+                let _ =
+                    write.reply.send(applied.result.map(|outcome: Outcome| Answer { outcome, meta: meta.clone() }));
             }
         }
         Ok(())

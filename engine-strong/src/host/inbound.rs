@@ -99,7 +99,10 @@ impl Group {
         m.entries.iter().all(|entry| {
             let follows = entry.index == index + 1 && entry.term >= term && entry.term <= m.term;
             (index, term) = (entry.index, entry.term);
-            follows && (entry.index > log.committed || log.term(entry.index).is_ok_and(|t| t == entry.term || t == 0) || entry.index < log.first_index())
+            follows
+                && (entry.index > log.committed
+                    || log.term(entry.index).is_ok_and(|t| t == entry.term || t == 0)
+                    || entry.index < log.first_index())
         })
     }
 

@@ -50,7 +50,11 @@ enum Stage {
     /// Nothing is served, nothing is heard.
     Moving,
     /// Raft has taken it; it counts once this write is durable.
-    Placed { rest: Batch, conf: ConfState, ticket: Option<u64> },
+    Placed {
+        rest: Batch,
+        conf: ConfState,
+        ticket: Option<u64>,
+    },
 }
 
 impl Receiving {
@@ -71,11 +75,7 @@ impl Group {
     }
 
     /// Finishes, when a node starts, a move that was cut off, and drops a stage that was not complete.
-    pub(crate) fn finish_move(
-        store: &dyn duet_store::Store,
-        id: crate::GroupId,
-        log: &mut Log,
-    ) -> Result<(), Fault> {
+    pub(crate) fn finish_move(store: &dyn duet_store::Store, id: crate::GroupId, log: &mut Log) -> Result<(), Fault> {
         let Some(mut installer) = Installer::resume(store, id.namespace)? else { return Ok(()) };
         if !matches!(installer.phase(), Phase::Moving(_)) {
             let mut batch = Batch::new();
@@ -131,7 +131,9 @@ impl Group {
         }
         let mut batch = Batch::new();
         let taken = match &mut receiving.installer {
-            None => Installer::begin(&group, chunk, &mut batch).map(|installer| receiving.installer = Some(installer)),
+            None => {
+                Installer::begin(&group, chunk, &mut batch).map(|installer| receiving.installer = Some(installer))
+            }
             Some(installer) => installer.accept(chunk, &mut batch).map(|_| ()),
         };
         match taken {
@@ -255,9 +257,9 @@ impl Group {
 
     /// The snapshot's last batch is durable.
     pub(super) fn finish_install(&mut self, durable: u64, cx: &mut Cx<'_>) -> Result<(), Fault> {
-        let placed = self.receiving.take_if(
-            |r| matches!(&r.stage, Stage::Placed { ticket: Some(ticket), .. } if *ticket <= durable),
-        );
+        let placed = self
+            .receiving
+            .take_if(|r| matches!(&r.stage, Stage::Placed { ticket: Some(ticket), .. } if *ticket <= durable));
         let Some(Receiving { id, from, .. }) = placed else { return Ok(()) };
         self.machine = Machine::open(&**cx.store, self.machine_group())?;
         let Some(machine) = &self.machine else { return Err(Fault("the snapshot left no state".into())) };

@@ -54,7 +54,8 @@ impl Group {
         let new: Vec<NodeId> = target.difference(&voters).copied().collect();
         let unknown: Vec<NodeId> = new.iter().copied().filter(|node| !learners.contains(node)).collect();
         if !unknown.is_empty() {
-            return self.change(unknown.into_iter().map(|node| single(node, ConfChangeType::AddLearnerNode)).collect());
+            return self
+                .change(unknown.into_iter().map(|node| single(node, ConfChangeType::AddLearnerNode)).collect());
         }
         if !new.iter().all(|node| self.has_caught_up(*node)) {
             return Ok(MembersChange::Underway);
@@ -183,6 +184,7 @@ impl Group {
         if !std::mem::take(&mut self.asleep) {
             return;
         }
+        self.see_quorum(cx.peers, cx.now);
         let Some(leader) = self.leader().filter(|leader| *leader != self.me) else { return };
         if cx.peers.is_silent(leader) {
             // The silence of its node has lasted as long as an election takes to begin.
@@ -205,7 +207,8 @@ impl Group {
         }
     }
 
-    pub(crate) fn status(&self, cx: &Cx<'_>) -> NamespaceStatus {
+    pub(crate) fn status(&mut self, cx: &Cx<'_>) -> NamespaceStatus {
+        self.see_quorum(cx.peers, cx.now);
         let raft = &self.raw.raft;
         let state = self.machine.as_ref().map(machine::Machine::state);
         let role = match raft.state {

@@ -1,9 +1,10 @@
 //! The core: every group of the node, stepped together. No task, socket, clock or thread: messages, calls and times
 //! go in, and each [`Step`] says what to write and what to send.
 //!
-//! What must be durable before it is told is a type: a step's [`Unpersisted`] part splits into a batch and what is
+//! What must be durable before it is told is in the types: a step's [`Unpersisted`] part splits into a batch and what is
 //! [`Held`]; only [`Held::durable`] makes a [`Persisted`] of it, and only [`Host::persisted`] gives out the messages.
 
+mod admin;
 mod group;
 mod inbound;
 mod install;
@@ -11,6 +12,7 @@ mod members;
 mod peers;
 mod requests;
 mod send;
+mod step;
 #[cfg(test)]
 mod tests;
 mod wire;
@@ -22,29 +24,24 @@ use std::{
 };
 
 use bytes::Bytes;
-use duet_proto::{
-    Consistency, Digest, Error, GroupRole, Hlc, Mode, NamespaceId, NamespaceName, NamespaceStatus, NodeId, Phase,
-    QuorumHealth,
-};
+use duet_proto::{Consistency, Error, Hlc, NamespaceId, NamespaceName, NodeId};
 use duet_store::{Batch, Store, StoreError};
-use raft::eraftpb::ConfState;
-use tokio::{
-    sync::{mpsc, oneshot},
-    time::Instant,
-};
+use tokio::{sync::mpsc, time::Instant};
 
+pub(crate) use self::step::{Held, Persisted, Step, Unpersisted};
 use self::{
     group::{Cx, Fault, Group},
     peers::Peers,
     requests::{Read, Reply},
     send::Sends,
+    step::Tell,
     wire::{Bulk, Item, Outbox},
 };
 use crate::{
-    Call, Config, GroupError, GroupId, GroupInfo, GroupSpec, Metrics,
-    handle::{Board, Command},
-    log::{FOUNDED, Keep, Log, Place, Row},
-    machine::{self, Command as Entry, Machine, RequestId, State},
+    Call, Config, GroupId, GroupInfo, Metrics,
+    handle::Board,
+    log::{Keep, Log, Place, Row},
+    machine::{self, Command as Entry, Machine, RequestId},
 };
 
 /// One replica on this node.
@@ -59,52 +56,6 @@ enum Slot {
     Removing,
 }
 
-/// What one step wants done.
-pub(crate) struct Step {
-    /// Frames that may go out at once.
-    pub(crate) frames: Vec<(NodeId, Bytes)>,
-    /// Pieces of snapshots.
-    pub(crate) bulk: Vec<(NodeId, Bytes)>,
-    /// What must be durable before more may go out.
-    pub(crate) write: Option<Unpersisted>,
-}
-
-/// A batch, and what must not be told before it is durable.
-pub(crate) struct Unpersisted {
-    batch: Batch,
-    held: Held,
-}
-
-impl Unpersisted {
-    pub(crate) fn into_parts(self) -> (Batch, Held) {
-        (self.batch, self.held)
-    }
-}
-
-/// What waits for a batch. There is nothing in here to look at.
-pub(crate) struct Held {
-    ticket: u64,
-    groups: BTreeSet<GroupId>,
-    outbox: Outbox,
-    tells: Vec<Tell>,
-}
-
-impl Held {
-    /// To be called when, and only when, the batch is durable.
-    pub(crate) fn durable(self) -> Persisted {
-        Persisted(self)
-    }
-}
-
-/// What may be told now.
-pub(crate) struct Persisted(Held);
-
-/// Who is told of a write of the host's own.
-enum Tell {
-    Created(oneshot::Sender<Result<(), GroupError>>),
-    Removed(GroupId, oneshot::Sender<Result<(), GroupError>>),
-}
-
 /// Every group of a node.
 pub(crate) struct Host {
     config: Config,
@@ -114,6 +65,8 @@ pub(crate) struct Host {
     /// Groups with something to do.
     dirty: BTreeSet<GroupId>,
     peers: Peers,
+    /// Members have changed since the peers were told.
+    strangers: bool,
     sends: Sends,
     subscribers: BTreeMap<NamespaceId, Vec<mpsc::Sender<()>>>,
     out: Outbox,
@@ -146,6 +99,7 @@ impl Host {
             board,
             groups: BTreeMap::new(),
             dirty: BTreeSet::new(),
+            strangers: true,
             sends: Sends::default(),
             subscribers: BTreeMap::new(),
             out: Outbox::default(),
@@ -184,8 +138,7 @@ impl Host {
             Group::finish_move(&*self.store, id, &mut log)?;
             let group = self.machine_group(id, name.clone());
             let machine = Machine::open(&*self.store, group)?;
-            let applied =
-                machine.as_ref().map(|m| Place { index: m.applied(), term: m.state().term });
+            let applied = machine.as_ref().map(|m| Place { index: m.applied(), term: m.state().term });
             let log = Log::open(self.store.clone(), id, self.keep(), applied)?;
             if machine.is_none() && log.last() > 0 {
                 return Err(Fault("there is a log, but no state".into()));
@@ -276,15 +229,18 @@ impl Host {
             None => board.groups.remove(&id),
         };
         drop(board);
-        self.meet_peers();
+        self.strangers = true;
     }
 
     fn meet_peers(&mut self) {
-        let running = self.groups.values().filter_map(|slot| match slot {
-            Slot::Running(group) => Some(group),
-            _ => None,
-        });
-        self.peers.set_known(running.flat_map(|group| group.members()).collect());
+        let (mut members, mut joining) = (BTreeSet::new(), false);
+        for slot in self.groups.values() {
+            if let Slot::Running(group) = slot {
+                members.extend(group.members());
+                joining |= group.conf().voters.is_empty();
+            }
+        }
+        self.peers.set_known(members, joining);
     }
 
     fn wake_subscribers(&mut self, namespace: NamespaceId) {
@@ -300,9 +256,12 @@ impl Host {
 
     // --- input
 
-    /// Raft's clock.
+    /// Raft's clock. Groups that sleep and owe nobody an answer are left alone.
     pub(crate) fn tick(&mut self, now: Instant) {
         self.ticks += 1;
+        if std::mem::take(&mut self.strangers) {
+            self.meet_peers();
+        }
         for node in self.peers.turned(now, self.config.tick * self.config.election.start) {
             for id in self.running() {
                 self.with(id, now, |group, cx| {
@@ -314,12 +273,12 @@ impl Host {
             }
         }
         for id in self.running() {
-            if self.with(id, now, Group::tick).is_some() && !self.is_idle(id) {
+            if !self.is_idle(id) && self.with(id, now, Group::tick).is_some() {
                 self.dirty.insert(id);
             }
         }
         if self.ticks.is_multiple_of(u64::from(self.config.heartbeat)) {
-            for node in self.peers.known() {
+            for node in self.peers.beaten(now, self.config.no_quorum_after) {
                 self.out.beat(node);
             }
         }
@@ -327,6 +286,11 @@ impl Host {
             self.snapshot_ended(ended, now);
         }
         self.count();
+    }
+
+    /// The store's failure, if it has failed: nothing more can be applied.
+    pub(crate) fn store_failure(&self) -> Option<StoreError> {
+        self.store.poisoned()
     }
 
     fn is_idle(&self, id: GroupId) -> bool {
@@ -439,7 +403,15 @@ impl Host {
     }
 
     /// A read or a write. `stamp` is the clock's, for a write.
-    pub(crate) fn call(&mut self, id: GroupId, call: Call, stamp: Hlc, deadline: Instant, reply: Reply, now: Instant) {
+    pub(crate) fn call(
+        &mut self,
+        id: GroupId,
+        call: Call,
+        stamp: Hlc,
+        deadline: Instant,
+        reply: Reply,
+        now: Instant,
+    ) {
         let node = self.config.node;
         if let Err(error) = call.op.validate(self.config.value_max) {
             let _ = reply.send(Err(error));
@@ -485,137 +457,6 @@ impl Host {
             Ok(())
         });
         self.dirty.insert(id);
-    }
-
-    /// Everything but calls and the end.
-    pub(crate) fn command(&mut self, command: Command, now: Instant) {
-        match command {
-            Command::Create { spec, reply } => self.create(spec, reply, now),
-            Command::Remove { id, reply } => self.remove(id, reply),
-            Command::SetMembers { id, voters, reply } => {
-                let result = self.admin(id, now, |group, cx| group.set_members(&voters, cx));
-                let _ = reply.send(result);
-            }
-            Command::Campaign { id, reply } => {
-                let result = self.admin(id, now, Group::campaign);
-                let _ = reply.send(result);
-            }
-            Command::Transfer { id, to, reply } => {
-                let result = self.admin(id, now, |group, cx| group.transfer(to, cx));
-                let _ = reply.send(result);
-            }
-            Command::Subscribe { namespace, wake } => self.subscribers.entry(namespace).or_default().push(wake),
-            Command::Statuses { reply } => {
-                let _ = reply.send(self.statuses(now));
-            }
-            Command::Call { reply, .. } => {
-                let why = "the node is stopping".to_owned();
-                let _ = reply.send(Err(Error::Unavailable { node: self.config.node, why }));
-            }
-            Command::Shutdown { reply } => drop(reply),
-        }
-    }
-
-    fn admin<T>(
-        &mut self,
-        id: GroupId,
-        now: Instant,
-        work: impl FnOnce(&mut Group, &mut Cx<'_>) -> Result<T, GroupError>,
-    ) -> Result<T, GroupError> {
-        if let Some(Slot::Failed { why, .. }) = self.groups.get(&id) {
-            return Err(GroupError::Failed { why: why.clone() });
-        }
-        self.dirty.insert(id);
-        self.with(id, now, |group, cx| Ok(work(group, cx))).unwrap_or(Err(GroupError::Unknown(id)))
-    }
-
-    fn create(&mut self, spec: GroupSpec, reply: oneshot::Sender<Result<(), GroupError>>, now: Instant) {
-        let id = spec.id();
-        let other = self.groups.range(..).find(|(other, _)| other.namespace == id.namespace);
-        match other {
-            Some((_, Slot::Removing)) => {
-                let why = "an earlier replica is being removed".to_owned();
-                let _ = reply.send(Err(GroupError::Busy { why }));
-                return;
-            }
-            Some((found, _)) if *found == id => {
-                // Perhaps it was created a moment ago: tell when that is durable.
-                self.tells.push(Tell::Created(reply));
-                return;
-            }
-            Some((found, _)) => {
-                let why = format!("there is a replica of group {found}");
-                let _ = reply.send(Err(GroupError::Invalid { why }));
-                return;
-            }
-            None => {}
-        }
-        let mut batch = Batch::new();
-        match contain(|| self.found(&spec, &mut batch, now)) {
-            Ok(group) => {
-                self.batch.append(batch);
-                self.groups.insert(id, Slot::Running(Box::new(group)));
-                self.dirty.insert(id);
-                self.tells.push(Tell::Created(reply));
-                self.publish(id);
-            }
-            Err(fault) => {
-                let _ = reply.send(Err(GroupError::Invalid { why: fault.to_string() }));
-            }
-        }
-    }
-
-    fn found(&self, spec: &GroupSpec, batch: &mut Batch, now: Instant) -> Result<Group, Fault> {
-        let id = spec.id();
-        let me = self.config.node;
-        let founder = !spec.voters.is_empty();
-        if founder && !spec.voters.contains(&me) && !spec.learners.contains(&me) {
-            return Err(Fault("this node is no member of the group".into()));
-        }
-        let ids = |nodes: &BTreeSet<NodeId>| nodes.iter().map(|n| u64::from(n.0)).collect::<Vec<_>>();
-        let conf = ConfState::from((ids(&spec.voters), ids(&spec.learners)));
-        let base = if founder { FOUNDED } else { Place::default() };
-        Row::put(batch, id, &spec.name);
-        let log = Log::create(self.store.clone(), id, self.keep(), base, conf, batch);
-        let machine = if founder {
-            let mut state = State::empty(id.epoch);
-            (state.applied.index, state.term) = (base.index, base.term);
-            Some(Machine::create(&*self.store, self.machine_group(id, spec.name.clone()), state, batch)?)
-        } else {
-            None
-        };
-        Group::new(&self.config, id, spec.name.clone(), log, machine, now)
-    }
-
-    fn remove(&mut self, id: GroupId, reply: oneshot::Sender<Result<(), GroupError>>) {
-        match self.groups.remove(&id) {
-            None => {
-                let _ = reply.send(Ok(()));
-                return;
-            }
-            Some(Slot::Running(group)) => group.stop("the replica is being removed"),
-            Some(Slot::Failed { .. } | Slot::Removing) => {}
-        }
-        self.groups.insert(id, Slot::Removing);
-        self.sends.forget(id);
-        Row::destroy(&mut self.batch, id);
-        Machine::destroy(id.namespace, &mut self.batch);
-        self.tells.push(Tell::Removed(id, reply));
-        self.publish(id);
-        self.wake_subscribers(id.namespace);
-    }
-
-    fn statuses(&mut self, now: Instant) -> Vec<NamespaceStatus> {
-        let mut statuses = Vec::new();
-        let ids: Vec<GroupId> = self.groups.keys().copied().collect();
-        for id in ids {
-            if let Some(status) = self.with(id, now, |group, cx| Ok(group.status(cx))) {
-                statuses.push(status);
-            } else if let Some(Slot::Failed { name, .. }) = self.groups.get(&id) {
-                statuses.push(failed_status(id, name.clone()));
-            }
-        }
-        statuses
     }
 
     /// Hands all leaderships over. Whether some are still held that somebody else could take.
@@ -740,26 +581,4 @@ fn contain<R>(work: impl FnOnce() -> Result<R, Fault>) -> Result<R, Fault> {
 fn failed(id: GroupId, name: NamespaceName, fault: Fault) -> Slot {
     tracing::error!(group = %id, %name, why = %fault, "a replica has failed; it neither votes nor serves");
     Slot::Failed { name, why: fault.to_string() }
-}
-
-fn failed_status(id: GroupId, name: NamespaceName) -> NamespaceStatus {
-    NamespaceStatus {
-        id: id.namespace,
-        name,
-        mode: Mode::Strong,
-        epoch: id.epoch,
-        phase: Phase::Stable,
-        role: GroupRole::Failed,
-        quorum: QuorumHealth::Lost,
-        term: 0,
-        leader: None,
-        last: 0,
-        committed: 0,
-        applied: 0,
-        first: 0,
-        keys: 0,
-        tombstones: 0,
-        digest: Digest::EMPTY,
-        members: Vec::new(),
-    }
 }

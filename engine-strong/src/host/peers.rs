@@ -17,11 +17,13 @@ pub(crate) struct Peers {
     /// The nodes to which this one beats.
     known: BTreeSet<NodeId>,
     silent: BTreeSet<NodeId>,
+    /// A replica here does not know its members yet.
+    joining: bool,
 }
 
 impl Peers {
     pub(crate) fn new(me: NodeId) -> Peers {
-        Peers { me, heard: BTreeMap::new(), known: BTreeSet::new(), silent: BTreeSet::new() }
+        Peers { me, heard: BTreeMap::new(), known: BTreeSet::new(), silent: BTreeSet::new(), joining: false }
     }
 
     /// A frame has come.
@@ -29,13 +31,19 @@ impl Peers {
         self.heard.insert(node, now);
     }
 
-    pub(crate) fn set_known(&mut self, mut known: BTreeSet<NodeId>) {
+    pub(crate) fn set_known(&mut self, mut known: BTreeSet<NodeId>, joining: bool) {
         known.remove(&self.me);
-        self.known = known;
+        (self.known, self.joining) = (known, joining);
     }
 
-    pub(crate) fn known(&self) -> impl Iterator<Item = NodeId> + '_ {
-        self.known.iter().copied()
+    /// The nodes to beat to: those that share a group, and for a replica that waits to be taken into one, whoever was
+    /// heard lately: its leader may be asleep, and would not know that it is here.
+    pub(crate) fn beaten(&self, now: Instant, lately: Duration) -> BTreeSet<NodeId> {
+        let mut nodes = self.known.clone();
+        if self.joining {
+            nodes.extend(self.heard.iter().filter(|(_, heard)| now - **heard <= lately).map(|(node, _)| *node));
+        }
+        nodes
     }
 
     /// The nodes that fell silent or spoke again since this was last asked.

@@ -69,7 +69,14 @@ impl Sends {
         }
     }
 
-    pub(crate) fn wanted(&mut self, from: NodeId, id: SnapshotId, point: Point, chunks: u32, now: Instant) -> Option<Bulk> {
+    pub(crate) fn wanted(
+        &mut self,
+        from: NodeId,
+        id: SnapshotId,
+        point: Point,
+        chunks: u32,
+        now: Instant,
+    ) -> Option<Bulk> {
         let group = GroupId { namespace: id.namespace, epoch: id.epoch };
         let sending = self.active.get_mut(&(group, from));
         match sending.filter(|s| s.capture.header().id == id) {

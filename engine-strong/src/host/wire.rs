@@ -205,8 +205,12 @@ mod tests {
     fn items_read_back_in_order_and_large_frames_are_cut() {
         let mut outbox = Outbox::default();
         let append = Message { to: 2, from: 1, index: 9, context: vec![7; FRAME_BYTES / 2], ..Message::default() };
-        let items =
-            [Item::Raft(Box::new(append.clone())), Item::Wake, Item::Raft(Box::new(append)), Item::Sleep { term: 4, last: 5 }];
+        let items = [
+            Item::Raft(Box::new(append.clone())),
+            Item::Wake,
+            Item::Raft(Box::new(append)),
+            Item::Sleep { term: 4, last: 5 },
+        ];
         for item in &items {
             outbox.push(NodeId(2), ID, item);
         }

@@ -93,14 +93,7 @@ impl Log {
         Log::empty(store, id, keep, base, hard, conf)
     }
 
-    fn empty(
-        store: Arc<dyn Store>,
-        id: GroupId,
-        keep: Keep,
-        base: Place,
-        hard: HardState,
-        conf: ConfState,
-    ) -> Log {
+    fn empty(store: Arc<dyn Store>, id: GroupId, keep: Keep, base: Place, hard: HardState, conf: ConfState) -> Log {
         Log {
             id,
             store,

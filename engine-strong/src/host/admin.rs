@@ -1,0 +1,175 @@
+//! Creating and removing replicas, and what else is asked of the host but reads and writes.
+
+use std::collections::BTreeSet;
+
+use duet_proto::{Digest, Error, GroupRole, Mode, NamespaceName, NamespaceStatus, NodeId, Phase, QuorumHealth};
+use duet_store::Batch;
+use raft::eraftpb::ConfState;
+use tokio::{sync::oneshot, time::Instant};
+
+use super::{
+    Host, Slot, contain,
+    group::{Cx, Fault, Group},
+    step::Tell,
+};
+use crate::{
+    GroupError, GroupId, GroupSpec,
+    handle::Command,
+    log::{FOUNDED, Log, Place, Row},
+    machine::{Machine, State},
+};
+
+impl Host {
+    /// Everything but calls and the end.
+    pub(crate) fn command(&mut self, command: Command, now: Instant) {
+        match command {
+            Command::Create { spec, reply } => self.create(spec, reply, now),
+            Command::Remove { id, reply } => self.remove(id, reply),
+            Command::SetMembers { id, voters, reply } => {
+                let result = self.admin(id, now, |group, cx| group.set_members(&voters, cx));
+                let _ = reply.send(result);
+            }
+            Command::Campaign { id, reply } => {
+                let result = self.admin(id, now, Group::campaign);
+                let _ = reply.send(result);
+            }
+            Command::Transfer { id, to, reply } => {
+                let result = self.admin(id, now, |group, cx| group.transfer(to, cx));
+                let _ = reply.send(result);
+            }
+            Command::Subscribe { namespace, wake } => self.subscribers.entry(namespace).or_default().push(wake),
+            Command::Statuses { reply } => {
+                let _ = reply.send(self.statuses(now));
+            }
+            Command::Call { reply, .. } => {
+                let why = "the node is stopping".to_owned();
+                let _ = reply.send(Err(Error::Unavailable { node: self.config.node, why }));
+            }
+            Command::Shutdown { reply } => drop(reply),
+        }
+    }
+
+    fn admin<T>(
+        &mut self,
+        id: GroupId,
+        now: Instant,
+        work: impl FnOnce(&mut Group, &mut Cx<'_>) -> Result<T, GroupError>,
+    ) -> Result<T, GroupError> {
+        if let Some(Slot::Failed { why, .. }) = self.groups.get(&id) {
+            return Err(GroupError::Failed { why: why.clone() });
+        }
+        self.dirty.insert(id);
+        self.with(id, now, |group, cx| Ok(work(group, cx))).unwrap_or(Err(GroupError::Unknown(id)))
+    }
+
+    fn create(&mut self, spec: GroupSpec, reply: oneshot::Sender<Result<(), GroupError>>, now: Instant) {
+        let id = spec.id();
+        let other = self.groups.range(..).find(|(other, _)| other.namespace == id.namespace);
+        match other {
+            Some((_, Slot::Removing)) => {
+                let why = "an earlier replica is being removed".to_owned();
+                let _ = reply.send(Err(GroupError::Busy { why }));
+                return;
+            }
+            Some((found, _)) if *found == id => {
+                // Perhaps it was created a moment ago: tell when that is durable.
+                self.tells.push(Tell::Created(reply));
+                return;
+            }
+            Some((found, _)) => {
+                let why = format!("there is a replica of group {found}");
+                let _ = reply.send(Err(GroupError::Invalid { why }));
+                return;
+            }
+            None => {}
+        }
+        let mut batch = Batch::new();
+        match contain(|| self.found(&spec, &mut batch, now)) {
+            Ok(group) => {
+                self.batch.append(batch);
+                self.groups.insert(id, Slot::Running(Box::new(group)));
+                self.dirty.insert(id);
+                self.tells.push(Tell::Created(reply));
+                self.publish(id);
+            }
+            Err(fault) => {
+                let _ = reply.send(Err(GroupError::Invalid { why: fault.to_string() }));
+            }
+        }
+    }
+
+    fn found(&self, spec: &GroupSpec, batch: &mut Batch, now: Instant) -> Result<Group, Fault> {
+        let id = spec.id();
+        let me = self.config.node;
+        let founder = !spec.voters.is_empty();
+        if founder && !spec.voters.contains(&me) && !spec.learners.contains(&me) {
+            return Err(Fault("this node is no member of the group".into()));
+        }
+        let ids = |nodes: &BTreeSet<NodeId>| nodes.iter().map(|n| u64::from(n.0)).collect::<Vec<_>>();
+        let conf = ConfState::from((ids(&spec.voters), ids(&spec.learners)));
+        let base = if founder { FOUNDED } else { Place::default() };
+        Row::put(batch, id, &spec.name);
+        let log = Log::create(self.store.clone(), id, self.keep(), base, conf, batch);
+        let machine = if founder {
+            let mut state = State::empty(id.epoch);
+            (state.applied.index, state.term) = (base.index, base.term);
+            Some(Machine::create(&*self.store, self.machine_group(id, spec.name.clone()), state, batch)?)
+        } else {
+            None
+        };
+        Group::new(&self.config, id, spec.name.clone(), log, machine, now)
+    }
+
+    fn remove(&mut self, id: GroupId, reply: oneshot::Sender<Result<(), GroupError>>) {
+        match self.groups.remove(&id) {
+            None => {
+                let _ = reply.send(Ok(()));
+                return;
+            }
+            Some(Slot::Running(group)) => group.stop("the replica is being removed"),
+            Some(Slot::Failed { .. } | Slot::Removing) => {}
+        }
+        self.groups.insert(id, Slot::Removing);
+        self.sends.forget(id);
+        Row::destroy(&mut self.batch, id);
+        Machine::destroy(id.namespace, &mut self.batch);
+        self.tells.push(Tell::Removed(id, reply));
+        self.publish(id);
+        self.wake_subscribers(id.namespace);
+    }
+
+    pub(super) fn statuses(&mut self, now: Instant) -> Vec<NamespaceStatus> {
+        let mut statuses = Vec::new();
+        let ids: Vec<GroupId> = self.groups.keys().copied().collect();
+        for id in ids {
+            if let Some(status) = self.with(id, now, |group, cx| Ok(group.status(cx))) {
+                statuses.push(status);
+            } else if let Some(Slot::Failed { name, .. }) = self.groups.get(&id) {
+                statuses.push(failed_status(id, name.clone()));
+            }
+        }
+        statuses
+    }
+}
+
+fn failed_status(id: GroupId, name: NamespaceName) -> NamespaceStatus {
+    NamespaceStatus {
+        id: id.namespace,
+        name,
+        mode: Mode::Strong,
+        epoch: id.epoch,
+        phase: Phase::Stable,
+        role: GroupRole::Failed,
+        quorum: QuorumHealth::Lost,
+        term: 0,
+        leader: None,
+        last: 0,
+        committed: 0,
+        applied: 0,
+        first: 0,
+        keys: 0,
+        tombstones: 0,
+        digest: Digest::EMPTY,
+        members: Vec::new(),
+    }
+}
