@@ -76,8 +76,8 @@ struct Times(Histogram<u64>);
 
 impl Default for Times {
     fn default() -> Times {
-        // Three digits is within what the library takes: nothing but that can fail here.
-        Times(Histogram::new(3).expect("three significant digits are allowed"))
+        let day = 24 * 3600 * 1_000_000;
+        Times(Histogram::new_with_bounds(1, day, 3).expect("bounds and digits are within what the library takes"))
     }
 }
 
@@ -96,7 +96,7 @@ impl Seen {
     fn merge(&mut self, other: Seen) {
         for (kind, (times, errors)) in other.kinds {
             let mine = self.kinds.entry(kind).or_default();
-            // Both grow as needed, so one always takes the other.
+            // All have the same bounds, so one always takes the other.
             let _ = mine.0.0.add(times.0);
             mine.1 += errors;
         }
@@ -351,11 +351,13 @@ mod tests {
             }
             let error = duet_proto::Error::OutcomeUnknown { why: String::new() };
             seen.request("get", Duration::from_micros(client), Err(error.into()));
+            seen.request("scan", Duration::from_secs(3), Ok(()));
             all.merge(seen);
         }
         let (line, kinds) = all.lines(2.0);
-        assert_eq!((line.requests, line.errors), (4000, 4));
-        assert_eq!(line.per_second, 2000.0);
+        assert_eq!((line.requests, line.errors), (4004, 4));
+        assert_eq!(kinds["put"].per_second, 2000.0);
+        assert!(line.latency_us.max.abs_diff(3_000_000) < 3000, "{}", line.latency_us.max);
         assert_eq!((kinds["put"].latency_us.p50, kinds["put"].latency_us.max), (500, 1000));
         assert_eq!(kinds["get"].requests, 0);
         assert_eq!(all.errors["outcome_unknown"], 4);

@@ -101,7 +101,7 @@ async fn show(options: &Demo, globals: &Globals, nodes: &mut Playground) -> Resu
 
     step(6, "Nothing that was acknowledged is missing");
     let held = ledger.verify(&namespace).await?;
-    detail(&format!("{} acknowledged writes, {} of them present{}", count(held), count(held), ledger.doubts()));
+    detail(&format!("all {} acknowledged writes of step 5 are present{}", count(held), ledger.doubts()));
     verify(&namespace, &records).await?;
 
     step(7, "The dead node comes back");

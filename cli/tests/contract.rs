@@ -2,12 +2,17 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use assert_cmd::Command;
 
 fn duet(arguments: &[&str]) -> Command {
-    let mut command = Command::cargo_bin("duet").unwrap();
+    let mut command = Command::new(assert_cmd::cargo::cargo_bin!("duet"));
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("DUET")) {
         command.env_remove(name);
     }
@@ -201,4 +206,49 @@ fn a_playground_says_where_it_looked_for_duetd() {
         assert!(at.join(file).exists(), "{file}");
     }
     assert!(!at.join("node1/pid").exists());
+}
+
+#[test]
+fn a_node_that_does_not_start_is_told_with_its_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let fake = dir.path().join("duetd");
+    fs::write(&fake, "#!/bin/sh\necho 'the disk is on fire' >&2\nexit 1\n").unwrap();
+    fs::set_permissions(&fake, fs::Permissions::from_mode(0o755)).unwrap();
+    let at = dir.path().join("play");
+    let mut command = duet(&["playground", "--dir", at.to_str().unwrap(), "--base-port", "0", "--nodes", "1"]);
+    command.env("DUETD", &fake);
+    let ended = run(command);
+    assert_eq!(ended.code, Some(1));
+    assert!(ended.err.contains("exited with code 1") && ended.err.contains("the disk is on fire"), "{}", ended.err);
+    assert!(!at.join("node1/pid").exists());
+}
+
+#[test]
+fn a_leash_ends_with_its_holder() {
+    let duet = assert_cmd::cargo::cargo_bin!("duet");
+    let mut holder = std::process::Command::new("sh")
+        .args(["-c", "\"$0\" leashed $$ -- sleep 300 & echo $!; wait"])
+        .arg(duet)
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut pid = String::new();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(holder.stdout.take().unwrap()), &mut pid).unwrap();
+    // What it is, and whether it still is anything: a zombie waits for whoever adopted it.
+    let name = || fs::read_to_string(format!("/proc/{}/comm", pid.trim())).unwrap_or_default();
+    let gone = || {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
+        stat.is_empty() || stat.contains(") Z ")
+    };
+    let wait = |holds: &dyn Fn() -> bool| {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !holds() {
+            assert!(Instant::now() < deadline, "process {pid} is {:?}", name());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    };
+    wait(&|| name().trim() == "sleep");
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    wait(&gone);
 }
