@@ -27,6 +27,8 @@ pub(crate) struct Meta {
     pub(crate) tombstones: u64,
     pub(crate) standing: Standing,
     pub(crate) members: Members,
+    /// What was held durably when this version of the members was adopted (rule 8).
+    pub(crate) moved: Frontier,
 }
 
 /// Whether a member holds all that it claims to be a member of.
@@ -46,7 +48,16 @@ pub(crate) enum Standing {
 impl Meta {
     pub(crate) fn new(standing: Standing, members: Members) -> Meta {
         let (frontier, floor) = (Frontier::default(), Frontier::default());
-        Meta { frontier, floor, digest: Digest::EMPTY, keys: 0, tombstones: 0, standing, members }
+        Meta {
+            frontier,
+            floor,
+            digest: Digest::EMPTY,
+            keys: 0,
+            tombstones: 0,
+            standing,
+            members,
+            moved: Frontier::default(),
+        }
     }
 
     pub(crate) fn summary(&self) -> Summary {

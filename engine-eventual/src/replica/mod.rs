@@ -102,8 +102,6 @@ pub struct Effects {
     pub messages: Vec<(Vec<NodeId>, Envelope)>,
     /// Answers to clients.
     pub answers: Vec<(Ticket, Result<Answer, Error>)>,
-    /// This replica has moved to a version of the members, holding this: for the coordinator of the change (rule 8).
-    pub moved: Option<(u64, Frontier)>,
     /// Keys whose records changed: for those that watch.
     pub changed: Vec<Bytes>,
 }
@@ -152,6 +150,8 @@ pub struct Status {
     pub whole: bool,
     /// The version of the members that it goes by.
     pub version: u64,
+    /// What it held durably when it moved to that version: for the coordinator of the change (rule 8).
+    pub moved: Frontier,
     /// The latest report of each member: its version and frontier.
     pub peers: BTreeMap<NodeId, (u64, Frontier)>,
     /// The oldest of this replica's writes that some member is not known to hold: everything after this time.
@@ -297,6 +297,7 @@ impl Replica {
             summary: self.synced.summary(),
             whole: self.synced.standing == Standing::Whole,
             version: self.synced.members.version,
+            moved: self.synced.moved.clone(),
             peers: self.peers.iter().map(|(node, peer)| (*node, (peer.version, peer.frontier.clone()))).collect(),
             held_everywhere: held.unwrap_or(Hlc::MAX),
             counters: self.counters,

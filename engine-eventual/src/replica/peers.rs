@@ -216,7 +216,7 @@ impl Step<'_> {
         if members.version <= self.r.meta.members.version {
             return;
         }
-        self.effects.moved = Some((members.version, self.r.meta.frontier.clone()));
+        self.r.meta.moved = self.r.meta.frontier.clone();
         self.r.meta.members = members;
         let heard = &self.r.meta.members;
         self.r.peers.retain(|node, _| heard.hears(*node));
