@@ -16,7 +16,7 @@ use crate::{Call, GroupSpec, MembersChange};
 
 const NS: NamespaceId = NamespaceId(1);
 const E1: Epoch = Epoch(1);
-const RESERVE: u64 = 0;
+const RESERVE: u64 = 1 << 20;
 
 /// Which links are cut: from, to.
 type Cuts = Arc<Mutex<BTreeSet<(u32, u32)>>>;
@@ -568,27 +568,71 @@ impl Cluster {
 #[tokio::test(start_paused = true)]
 async fn a_full_disk_refuses_writes_and_serves_reads() {
     let (mut cluster, leader) = three(|_| {}).await;
+    let [a, _] = others(leader);
     cluster.put(leader, "k", "v").await.unwrap();
-    let node = &cluster.nodes[&leader];
-    node.store.set_free_space(0);
+    cluster.nodes[&leader].store.set_free_space(RESERVE - 1);
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let disk = DiskGuard::new(node.store.clone(), 1);
-    assert!(disk.check().is_err());
+    let refused = cluster.put(leader, "k", "w").await;
+    assert!(matches!(refused, Err(Error::DiskFull { reserve: RESERVE, .. })), "{refused:?}");
     assert_eq!(cluster.get(leader, "k").await.unwrap().unwrap(), "v");
+    cluster.put(a, "k", "w").await.unwrap();
+    cluster.nodes[&leader].store.set_free_space(RESERVE);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    cluster.put(leader, "k", "x").await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_failed_sync_ends_the_engine() {
     let (mut cluster, leader) = three(|_| {}).await;
-    let [a, _] = others(leader);
-    let node = &cluster.nodes[&leader];
-    node.store.fail(duet_store::memory::Fault::Sync);
+    let [a, b] = others(leader);
+    cluster.nodes[&leader].store.fail(duet_store::memory::Fault::Sync);
     let result = cluster.put(leader, "k", "v").await;
-    assert!(result.is_err() || result.is_ok(), "answered");
-    assert!(cluster.nodes[&leader].committer.failure().is_some());
-    cluster.put(a, "k", "w").await.unwrap();
+    assert!(matches!(result, Err(Error::OutcomeUnknown { .. })), "{result:?}");
     let node = cluster.nodes.remove(&leader).unwrap();
     node.task.await.unwrap();
+    assert!(node.committer.failure().is_some());
+    cluster.put(a, "k", "w").await.unwrap();
+    assert_eq!(cluster.get(b, "k").await.unwrap().unwrap(), "w");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_member_that_comes_late_finds_a_leader_that_sleeps() {
+    let mut cluster = Cluster::start(&[1, 2, 3], |_| {}).await;
+    cluster.found(1, &[1, 2, 3]).await;
+    cluster.put(1, "k", "v").await.unwrap();
+    let leader = cluster.leader(1).await;
+    let learner = [1, 2, 3, 4].map(NodeId).into();
+    // Node 4 is not there yet.
+    cluster.handle(leader).set_members(NS, E1, learner).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert_eq!(cluster.handle(leader).metrics().quiet, 1);
+    cluster.boot(4, MemoryStore::new(), 1);
+    cluster.handle(4).create(spec(1, &[])).await.unwrap();
+    cluster.settle(&[1, 2, 3, 4]).await;
+}
+
+/// One seed, one history: what is sent and written does not depend on anything else.
+#[test]
+fn the_same_seed_gives_the_same_history() {
+    let history = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        runtime.block_on(async {
+            let (mut cluster, leader) = three(small).await;
+            let disk = cluster.crash(leader, 1);
+            let [a, b] = others(leader);
+            let began = Instant::now();
+            for i in 0..100 {
+                cluster.put(if i % 2 == 0 { a } else { b }, &format!("k{i}"), vec![0; 500]).await.unwrap();
+            }
+            cluster.restart(leader, disk);
+            cluster.settle(&[1, 2, 3]).await;
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            let metrics: Vec<_> = (1..=3).map(|id| cluster.handle(id).metrics()).collect();
+            let status = cluster.handle(a).status(NS).await.unwrap();
+            (leader, began.elapsed(), metrics, status)
+        })
+    };
+    assert_eq!(history(), history());
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,7 +1,7 @@
 //! One group: Raft, the log, the machine, and what waits for them.
 
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -59,10 +59,10 @@ pub(crate) struct Cx<'a> {
     pub(crate) now: Instant,
     /// Names the write of this step.
     pub(crate) ticket: u64,
-    /// What is to be durable before `held` goes out.
+    /// What is to be durable before what is held for the ticket goes out.
     pub(crate) batch: &'a mut Batch,
-    pub(crate) held: &'a mut Outbox,
-    /// The groups for which something waits for the ticket, even if the batch is empty.
+    pub(crate) held: &'a mut BTreeMap<u64, Outbox>,
+    /// The groups for which something waits for the ticket.
     pub(crate) wait: &'a mut BTreeSet<GroupId>,
     /// What may go out at once.
     pub(crate) out: &'a mut Outbox,
@@ -361,11 +361,10 @@ impl Group {
                 Place { index: ready.snapshot().get_metadata().index, term: ready.snapshot().get_metadata().term };
             self.put_in_place(place, cx.ticket, &mut batch)?;
         }
-        if let Some(hard) = ready.hs().filter(|_| must_sync) {
-            let log = self.raw.raft.raft_log.store();
-            if (hard.term, hard.vote) != (log.hard.term, log.hard.vote) {
-                self.vote = Some(cx.ticket);
-            }
+        let known = (self.raw.store().hard.term, self.raw.store().hard.vote);
+        // Where only the commit index has moved, it can wait: what is applied was committed.
+        if let Some(hard) = ready.hs().filter(|hard| (hard.term, hard.vote) != known) {
+            self.vote = Some(cx.ticket);
             let mut hard = hard.clone();
             if cx.config.planted(Planted::ForgetVote) {
                 hard.vote = 0;
@@ -384,29 +383,43 @@ impl Group {
         self.raw.advance_append_async(ready);
         cx.batch.append(batch);
 
-        let early = cx.config.planted(Planted::AnswerBeforeSync);
-        let wait = (must_sync || !self.unsynced.is_empty()) && !early;
-        if wait {
-            self.unsynced.push_back((cx.ticket, number));
+        if must_sync {
             cx.wait.insert(self.id);
+            self.unsynced.push_back((cx.ticket, number));
+        } else if let Some((ticket, _)) = self.unsynced.back().copied() {
+            // Nothing to write, but what came before is not durable yet: this is, when that is.
+            self.unsynced.push_back((ticket, number));
         } else {
+            self.raw.on_persist_ready(number);
+        }
+        if cx.config.planted(Planted::AnswerBeforeSync) {
+            self.unsynced.clear();
             self.vote = None;
             self.raw.on_persist_ready(number);
         }
-        let hold_all = self.vote.is_some();
-        self.send(at_once, cx, hold_all);
-        self.send(later, cx, wait);
+        self.send(at_once, false, cx);
+        self.send(later, true, cx);
         self.apply(committed, cx)
     }
 
-    fn send(&mut self, messages: Vec<Message>, cx: &mut Cx<'_>, hold: bool) {
+    /// Sends, or holds until what the message promises is durable: everything while the term and the vote are not,
+    /// and in any case a follower's word on what it has, and votes.
+    fn send(&mut self, messages: Vec<Message>, follower: bool, cx: &mut Cx<'_>) {
+        use MessageType as T;
         for message in messages {
             let to = NodeId(message.to as u32);
-            if message.msg_type() == MessageType::MsgSnapshot {
+            let kind = message.msg_type();
+            if kind == T::MsgSnapshot {
                 cx.lagging.push((self.id, to));
                 continue;
             }
-            let out = if hold { &mut *cx.held } else { &mut *cx.out };
+            let promise = matches!(kind, T::MsgAppendResponse | T::MsgRequestVote | T::MsgRequestVoteResponse);
+            let ticket = self.unsynced.back().map(|(ticket, _)| *ticket);
+            let ticket = ticket.filter(|_| self.vote.is_some() || (follower && promise));
+            let out = match ticket {
+                Some(ticket) => cx.held.entry(ticket).or_default(),
+                None => &mut *cx.out,
+            };
             out.push(to, self.id, &Item::Raft(Box::new(message)));
         }
     }

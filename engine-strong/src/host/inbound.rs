@@ -35,9 +35,11 @@ impl Group {
             return Ok(Err(refusal));
         }
         let kind = message.msg_type();
-        let heartbeat = matches!(kind, MessageType::MsgHeartbeat | MessageType::MsgHeartbeatResponse);
-        if self.asleep || !heartbeat {
-            self.wake(cx, false);
+        match kind {
+            // The last answers to a leader that has just gone to sleep.
+            MessageType::MsgHeartbeatResponse => {}
+            MessageType::MsgHeartbeat if !self.asleep => {}
+            _ => self.wake(cx, false),
         }
         // An answer from a node that was just removed, or a proposal that cannot be taken: both are as good as lost.
         let _ = self.raw.step(message);

@@ -150,6 +150,7 @@ impl Group {
         let last = raft.raft_log.last_index();
         let done = self.is_leader()
             && !self.asleep
+            && !self.raw.has_ready()
             && cx.now - self.active > cx.config.quiet_after
             && !self.busy()
             && self.is_settled()

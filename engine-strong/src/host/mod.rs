@@ -72,7 +72,8 @@ pub(crate) struct Host {
     out: Outbox,
     bulk: Vec<(NodeId, Bulk)>,
     batch: Batch,
-    held: Outbox,
+    /// What may go out when the write of a ticket is durable.
+    held: BTreeMap<u64, Outbox>,
     tells: Vec<Tell>,
     /// The groups for which something waits for the next write.
     wait: BTreeSet<GroupId>,
@@ -105,7 +106,7 @@ impl Host {
             out: Outbox::default(),
             bulk: Vec::new(),
             batch: Batch::new(),
-            held: Outbox::default(),
+            held: BTreeMap::new(),
             tells: Vec::new(),
             wait: BTreeSet::new(),
             tickets: 0,
@@ -523,7 +524,6 @@ impl Host {
         let held = Held {
             ticket: self.tickets,
             groups: std::mem::take(&mut self.wait),
-            outbox: std::mem::take(&mut self.held),
             tells: std::mem::take(&mut self.tells),
         };
         Some(Unpersisted { batch: std::mem::take(&mut self.batch), held })
@@ -531,8 +531,10 @@ impl Host {
 
     /// A batch is durable: what was held goes out, and the groups go on.
     pub(crate) fn persisted(&mut self, persisted: Persisted, now: Instant) {
-        let Held { ticket, groups, outbox, tells } = persisted.0;
-        self.out.append(outbox);
+        let Held { ticket, groups, tells } = persisted.0;
+        while let Some(held) = self.held.first_entry().filter(|held| *held.key() <= ticket) {
+            self.out.append(held.remove());
+        }
         for id in groups {
             self.with(id, now, |group, cx| group.persisted(ticket, cx));
             self.dirty.insert(id);

@@ -7,7 +7,6 @@ use duet_proto::NodeId;
 use duet_store::Batch;
 use tokio::sync::oneshot;
 
-use super::wire::Outbox;
 use crate::{GroupError, GroupId};
 
 /// What one step wants done.
@@ -32,11 +31,10 @@ impl Unpersisted {
     }
 }
 
-/// What waits for a batch. There is nothing in here to look at.
+/// Who waits for a batch. The messages stay in the host, which gives them out for a [`Persisted`] only.
 pub(crate) struct Held {
     pub(super) ticket: u64,
     pub(super) groups: BTreeSet<GroupId>,
-    pub(super) outbox: Outbox,
     pub(super) tells: Vec<Tell>,
 }
 
