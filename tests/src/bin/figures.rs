@@ -10,9 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
-use duet_client::{Client, Namespace, NewNamespace};
+use duet_client::{Client, Namespace, NamespaceStatus, NewNamespace};
+use duet_proto::QuorumHealth;
 use duet_tests::process::{Cluster, Layout, PATIENCE, converged, leader, patiently};
 use futures::{StreamExt, TryStreamExt, stream};
 
@@ -158,7 +159,11 @@ async fn catch_up() -> Result<String> {
     converged(&client, NAMESPACE, 3).await?;
     let caught_up = returned.elapsed();
     let rate = MISSED as f64 / writing.as_secs_f64();
-    Ok(format!("{:.1} s (ready after {:.1} s; the writes took {rate:.0}/s)", caught_up.as_secs_f64(), ready.as_secs_f64()))
+    Ok(format!(
+        "{:.1} s (ready after {:.1} s; the writes took {rate:.0}/s)",
+        caught_up.as_secs_f64(),
+        ready.as_secs_f64()
+    ))
 }
 
 /// A node that was killed, and one that was stopped; from the start of the process until `/readyz` says so.
@@ -166,6 +171,8 @@ async fn restart() -> Result<String> {
     let (mut cluster, client, namespace) = open(3).await?;
     load(&namespace, RECORDS, 500).await?;
     converged(&client, NAMESPACE, 3).await?;
+    let held = replicas(&client).await?.filter(|replica| replica.keys == RECORDS).count();
+    ensure!(held == 3, "{held} nodes hold {RECORDS} records");
     let led = leader(&client, NAMESPACE).await?;
     let follower = cluster.ids().into_iter().find(|id| *id != led).context("a follower")?;
     let mut times = Vec::new();
@@ -198,6 +205,12 @@ async fn idle() -> Result<String> {
     let before = all(&mut cluster, processor_time)?;
     tokio::time::sleep(WATCH).await;
     let after = all(&mut cluster, processor_time)?;
+    // They were idle, not asleep for good.
+    let healthy = replicas(&client).await?.filter(|replica| replica.quorum == QuorumHealth::Healthy).count();
+    ensure!(healthy >= 3 * IDLE as usize, "{healthy} replicas of {} see a quorum", 3 * IDLE);
+    for n in (1..IDLE).step_by(97) {
+        client.namespace(format!("idle-{n:04}"))?.put("k", "v").await?;
+    }
     let share = |(before, after): (&f64, &f64)| format!("{:.1} %", (after - before) / WATCH.as_secs_f64() * 100.0);
     let memory = all(&mut cluster, resident)?.iter().map(|mib| format!("{mib:.0} MiB")).collect::<Vec<_>>();
     Ok(format!("{} ({})", before.iter().zip(&after).map(share).collect::<Vec<_>>().join(", "), memory.join(", ")))
@@ -212,6 +225,13 @@ async fn memory() -> Result<String> {
     converged(&client, NAMESPACE, 3).await?;
     tokio::time::sleep(WATCH / 6).await;
     Ok(all(&mut cluster, resident)?.iter().map(|mib| format!("{mib:.0} MiB")).collect::<Vec<_>>().join(", "))
+}
+
+/// Every replica of every node.
+async fn replicas(client: &Client) -> Result<impl Iterator<Item = NamespaceStatus>> {
+    let reports = client.status().await?.nodes;
+    let nodes = reports.into_iter().map(|report| report.status).collect::<Result<Vec<_>, _>>()?;
+    Ok(nodes.into_iter().flat_map(|node| node.namespaces))
 }
 
 fn all(cluster: &mut Cluster, of: impl Fn(u32) -> Result<f64>) -> Result<Vec<f64>> {

@@ -116,7 +116,8 @@ impl Ledger {
         let count = promises.len();
         let wrong: Vec<String> = stream::iter(promises)
             .map(|(key, promise)| async move {
-                let found = patiently(|| namespace.get(key.clone())).await.with_context(|| format!("reading {key}"))?;
+                let found =
+                    patiently(|| namespace.get(key.clone())).await.with_context(|| format!("reading {key}"))?;
                 let found = found.map(|held| (held.stamp, held.value));
                 anyhow::Ok((!promise.allows(found.as_ref())).then(|| format!("{key}: {promise:?}, found {found:?}")))
             })
@@ -233,4 +234,27 @@ async fn write(name: &str, namespace: &Namespace, ledger: &Ledger, stop: &Atomic
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use duet_proto::{Epoch, Hlc, NodeId};
+
+    use super::*;
+
+    #[test]
+    fn a_promise_allows_what_was_told_and_nothing_else() {
+        let at = |hlc| Stamp { epoch: Epoch(1), hlc: Hlc(hlc), node: NodeId(1) };
+        let held = |hlc, value: &'static str| (at(hlc), Bytes::from_static(value.as_bytes()));
+        let mut promise = Promise::default();
+        assert!(promise.allows(None) && !promise.allows(Some(&held(1, "a"))), "nothing was acknowledged");
+        promise.acknowledged = Some(held(1, "a"));
+        assert!(promise.allows(Some(&held(1, "a"))));
+        assert!(!promise.allows(None), "it is lost");
+        assert!(!promise.allows(Some(&held(2, "a"))), "it was written again");
+        assert!(!promise.allows(Some(&held(1, "b"))), "it is another value");
+        promise.unknown = Some("b".into());
+        assert!(promise.allows(Some(&held(1, "a"))) && promise.allows(Some(&held(9, "b"))));
+        assert!(!promise.allows(None) && !promise.allows(Some(&held(9, "c"))));
+    }
 }

@@ -15,8 +15,8 @@
 mod cluster;
 mod direct;
 mod disk;
-mod ledger;
 mod leader;
+mod ledger;
 mod link;
 
 use std::time::Duration;
