@@ -366,6 +366,7 @@ mod tests {
             tombstones: 0,
             digest: Digest(digest),
             members: vec![],
+            eventual: None,
         }
     }
 

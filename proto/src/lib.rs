@@ -30,7 +30,7 @@ pub use request::{
 };
 pub use response::{Answer, Entry, Meta, NamespaceInfo, NodeInfo, Outcome, Phase, Response, Topology, TxnResult};
 pub use stamp::Stamp;
-pub use status::{GroupRole, MemberProgress, NamespaceStatus, NodeStatus, QuorumHealth};
+pub use status::{EventualStatus, GroupRole, MemberProgress, NamespaceStatus, NodeStatus, QuorumHealth};
 
 /// How a namespace keeps its replicas in step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]

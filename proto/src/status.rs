@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Boot, Digest, Epoch, Mode, NamespaceId, NamespaceName, NodeId, Phase};
+use crate::{Boot, ClockFault, Digest, Epoch, Hlc, Mode, NamespaceId, NamespaceName, NodeId, Phase};
 
 /// The state of one node, as it sees itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,8 +62,61 @@ pub struct NamespaceStatus {
     pub tombstones: u64,
     /// The digest of its live values, at `applied`.
     pub digest: Digest,
-    /// On the leader: how far each other member is.
+    /// On the leader: how far each other member is. In eventual mode, on every member: in units of its own writes.
     pub members: Vec<MemberProgress>,
+    /// In eventual mode: how far behind it is, and what it has seen.
+    pub eventual: Option<EventualStatus>,
+}
+
+/// What a member of an eventual namespace says of itself. Counts are since the start of its node; those that should
+/// stay at zero are alarms.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventualStatus {
+    /// Whether it has received its first copy; before that it serves nobody.
+    pub whole: bool,
+    /// The version of the members that it goes by.
+    pub version: u64,
+    /// How many members must have synced a write before it is acknowledged.
+    pub copies: u32,
+    /// For each origin: up to when it durably holds every write.
+    pub frontier: Vec<(NodeId, Hlc)>,
+    /// Age of the oldest of its own writes that is not known to be held by every member, in milliseconds.
+    pub lag_ms: u64,
+    /// How many of its own writes are not known to be held by every member; those from before its start count as one.
+    pub lag_writes: u64,
+    /// Its own writes by how long it took until every member was known to hold them: up to 1, 2, 4, … 2^14
+    /// milliseconds, and longer.
+    pub converged_ms: [u64; 16],
+    /// The sum of those times, in milliseconds.
+    pub converged_sum_ms: u64,
+    /// Why it refuses writes, if its clock is out of line.
+    pub clock: Option<ClockFault>,
+    /// Remote records that superseded what was held, or were new.
+    pub conflicts_won: u64,
+    /// Remote records that came after something later.
+    pub conflicts_lost: u64,
+    /// Alarm: replicas that claim the same and whose digests differ.
+    pub digest_mismatches: u64,
+    /// Alarm: one stamp with two values.
+    pub conflicting_markers: u64,
+    /// Alarm: records that could not be read.
+    pub damaged: u64,
+    /// Damaged or missing records that were replaced by a peer's.
+    pub healed: u64,
+    /// Stamps refused because they were too far ahead of this node's clock.
+    pub clock_refused: u64,
+    /// Messages refused: of nodes that are no members, or of another epoch.
+    pub strangers: u64,
+    /// Messages refused: their senders had not seen what was forgotten here.
+    pub below_floor: u64,
+    /// Pushes that came before their predecessors.
+    pub gaps: u64,
+    /// Anti-entropy sessions that came to their end.
+    pub sessions: u64,
+    /// Anti-entropy sessions that did not.
+    pub interrupted: u64,
+    /// Tombstones forgotten.
+    pub forgotten: u64,
 }
 
 /// How far a member is, as its leader sees it.

@@ -171,5 +171,6 @@ fn failed_status(id: GroupId, name: NamespaceName) -> NamespaceStatus {
         tombstones: 0,
         digest: Digest::EMPTY,
         members: Vec::new(),
+        eventual: None,
     }
 }

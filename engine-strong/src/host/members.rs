@@ -236,6 +236,7 @@ impl Group {
             tombstones: state.map_or(0, |s| s.tombstones),
             digest: state.map_or(Digest::EMPTY, |s| s.digest),
             members: if self.is_leader() { self.progress(cx) } else { Vec::new() },
+            eventual: None,
         }
     }
 
