@@ -36,7 +36,10 @@ async fn nodes_killed_at_random_moments() -> Result<()> {
                 _ => rand::rng().random_range(1..=3),
             };
             cluster.kill(victim)?;
-            ledger.progress(rand::rng().random_range(1..200)).await.with_context(|| format!("node {victim} is dead"))?;
+            ledger
+                .progress(rand::rng().random_range(1..200))
+                .await
+                .with_context(|| format!("node {victim} is dead"))?;
             // At times the next one is killed while this one is still starting.
             match round % 4 {
                 3 => cluster.spawn(victim)?,

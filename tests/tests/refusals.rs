@@ -171,7 +171,9 @@ async fn a_node_of_another_cluster() -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         let refusals = ["unknown_authority", "wrong_cluster"];
         let counted = |metrics: &str| {
-            metrics.lines().any(|line| line.contains("refused") && refusals.iter().any(|reason| line.contains(reason)))
+            metrics
+                .lines()
+                .any(|line| line.contains("refused") && refusals.iter().any(|reason| line.contains(reason)))
         };
         loop {
             let seen = [cluster.http(1, "/metrics"), other.http(1, "/metrics")];
@@ -200,8 +202,7 @@ async fn frames_that_are_no_requests() -> Result<()> {
         let name = NamespaceName::new(NAMESPACE)?;
         let op = Op::Write { mutation: Mutation::put("k", "value") };
         let consistency = Consistency::Linearizable;
-        let request =
-            Request::Data(DataRequest { namespace: name, op, attempt: None, token: None, consistency });
+        let request = Request::Data(DataRequest { namespace: name, op, attempt: None, token: None, consistency });
         let good = frame::encode(&RequestFrame { id: 7, timeout_ms: 1000, request }).to_vec();
         let mut direct = cluster.direct(1).await?;
         for round in 0..500 {

@@ -92,7 +92,8 @@ fn judge(plan: &Plan, history: &History, refused: usize, packets: u64) -> Result
     }
     stamps_rise(history)?;
     let told: Vec<u8> = format!("{:?}", history.operations()).into_bytes();
-    let fingerprint = told.iter().fold(packets, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
+    let fingerprint =
+        told.iter().fold(packets, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
     let operations = history.operations();
     Ok(Report {
         seed: plan.seed,
