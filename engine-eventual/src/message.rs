@@ -44,6 +44,8 @@ pub enum Message {
     More {
         /// The session.
         nonce: Nonce,
+        /// The walk that the chunk before it was of.
+        walk: Nonce,
         /// The number of the chunk asked for.
         sequence: u32,
     },
@@ -85,7 +87,7 @@ pub enum Message {
     Differs(Differs),
 }
 
-/// Names a session: the boot of the receiver, and a count.
+/// Names a session or a walk: the boot of the node that names it, and a count. Never used twice by one node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Nonce(pub u64, pub u64);
 
@@ -118,6 +120,8 @@ pub struct Written {
 pub struct Chunk {
     /// The session.
     pub nonce: Nonce,
+    /// The walk, as its sender names it: a request that arrives twice begins two, and their chunks must not be mixed.
+    pub walk: Nonce,
     /// Its place in it, from 0.
     pub sequence: u32,
     /// The sender's frontier in that snapshot.

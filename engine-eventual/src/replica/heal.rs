@@ -111,8 +111,8 @@ impl Step<'_> {
         Ok(stamps)
     }
 
-    /// Counts everything anew, because the digest of a lost record cannot be taken out of the sum.
-    fn recount(&mut self) -> Result<(), StoreError> {
+    /// Counts everything anew: the digest of a lost record cannot be taken out of the sum.
+    pub(super) fn recount(&mut self) -> Result<(), StoreError> {
         let (mut digest, mut keys, mut tombstones) = (Digest::EMPTY, 0, 0);
         let mut take = |key: &Bytes, record: &Record| {
             digest.replace(key, None, Some(record));

@@ -20,7 +20,7 @@ use duet_store::{Batch, Snapshot, StoreError, View};
 use crate::{
     Clock, Config, Envelope, Frontier, Members, Planted,
     clock::Clocks,
-    message::{Message, Push, Summary, Written},
+    message::{Message, Nonce, Push, Summary, Written},
     rows::{Meta, Standing, next_beyond},
     table::Table,
 };
@@ -52,6 +52,9 @@ pub enum Input {
     Peer(NodeId, Envelope),
     /// The catalog has a new version of the members.
     Members(Members),
+    /// Read everything: damaged records are found, and the digest and the counts are made anew. As long as the
+    /// namespace is large.
+    Scrub,
     /// Time has passed.
     Tick,
 }
@@ -280,6 +283,7 @@ impl Replica {
                 Input::Write { ticket, op, token, deadline_ms } => step.write(ticket, op, token, deadline_ms)?,
                 Input::Peer(from, envelope) => step.peer(from, envelope)?,
                 Input::Members(members) => step.members(members),
+                Input::Scrub => step.recount()?,
                 Input::Tick => step.forget()?,
             }
         }
@@ -316,6 +320,12 @@ impl Replica {
 
     fn id(&self) -> (NamespaceId, Epoch) {
         (self.namespace, self.epoch)
+    }
+
+    /// A name that was never used.
+    fn fresh(&mut self) -> Nonce {
+        self.nonces += 1;
+        Nonce(self.config.boot.0, self.nonces)
     }
 
     /// Whether nothing durable lies beyond the durable frontier.

@@ -54,7 +54,7 @@ impl Step<'_> {
             }
             Message::Report(report) => self.reported(from, version, report)?,
             Message::Pull { nonce, frontier } => self.serve(from, nonce, frontier)?,
-            Message::More { nonce, sequence } => self.serve_more(from, nonce, sequence)?,
+            Message::More { nonce, walk, sequence } => self.serve_more(from, nonce, walk, sequence)?,
             Message::Chunk(chunk) => self.chunk(from, version, chunk)?,
             Message::Copy { nonce, target, after } => self.serve_copy(from, nonce, target, after)?,
             Message::Copied(copied) => self.copied(from, copied)?,

@@ -17,6 +17,7 @@ use crate::{
 /// A walk of the index for one peer.
 pub(super) struct Serving {
     nonce: Nonce,
+    walk: Nonce,
     /// Frontier and index of one moment: what the receiver joins at the end is what the walk began with.
     snapshot: Arc<dyn Snapshot>,
     frontier: Frontier,
@@ -87,6 +88,10 @@ pub(super) fn digest_of(items: &[(Bytes, Record)]) -> Digest {
 
 impl Step<'_> {
     pub(super) fn serve(&mut self, from: NodeId, nonce: Nonce, theirs: Frontier) -> Result<(), StoreError> {
+        // A request that comes twice, or late, must not end the walk that goes on.
+        if self.r.serving.get(&from).is_some_and(|serving| nonce <= serving.nonce) {
+            return Ok(());
+        }
         let refusal = if self.r.synced.standing != Standing::Whole {
             Some(Refusal::Behind)
         } else if !theirs.covers(&self.r.synced.floor) {
@@ -100,6 +105,7 @@ impl Step<'_> {
         }
         let serving = Serving {
             nonce,
+            walk: self.r.fresh(),
             snapshot: (self.cx.snapshot)(),
             frontier: self.r.synced.frontier.clone(),
             summary: self.r.synced.summary(),
@@ -111,11 +117,22 @@ impl Step<'_> {
         self.walk(from, serving)
     }
 
-    pub(super) fn serve_more(&mut self, from: NodeId, nonce: Nonce, sequence: u32) -> Result<(), StoreError> {
-        let serving = self.r.serving.remove(&from);
-        match serving.filter(|s| (s.nonce, s.sequence) == (nonce, sequence)) {
-            Some(serving) => self.walk(from, serving),
-            None => {
+    pub(super) fn serve_more(
+        &mut self,
+        from: NodeId,
+        nonce: Nonce,
+        walk: Nonce,
+        sequence: u32,
+    ) -> Result<(), StoreError> {
+        match self.r.serving.remove(&from) {
+            Some(serving) if (serving.walk, serving.sequence) == (walk, sequence) => self.walk(from, serving),
+            // A repeated request for a chunk that was sent: the walk goes on.
+            Some(serving) if serving.walk == walk => {
+                self.r.serving.insert(from, serving);
+                Ok(())
+            }
+            other => {
+                self.r.serving.extend(other.map(|serving| (from, serving)));
                 self.send([from], Message::Refused { nonce, why: Refusal::Unknown });
                 Ok(())
             }
@@ -151,6 +168,7 @@ impl Step<'_> {
         }
         let chunk = Chunk {
             nonce: serving.nonce,
+            walk: serving.walk,
             sequence: serving.sequence,
             frontier: serving.frontier.clone(),
             items,

@@ -16,6 +16,8 @@ use crate::{
 pub(super) struct Pull {
     from: NodeId,
     nonce: Nonce,
+    /// The sender's walk, once the first chunk has named it.
+    walk: Option<Nonce>,
     /// The chunk that comes next.
     sequence: u32,
     /// The sender's version of the members when the walk began.
@@ -64,14 +66,13 @@ impl Step<'_> {
         };
         self.r.wanted.remove(&from);
         self.r.last_pulled = from;
-        self.r.nonces += 1;
-        let nonce = Nonce(self.r.config.boot.0, self.r.nonces);
+        let nonce = self.r.fresh();
         let mut frontier = self.r.meta.frontier.clone();
         if let Some(walked) = &resumed {
             frontier.join(walked);
         }
         let walked = resumed.unwrap_or_default();
-        self.r.pull = Some(Pull { from, nonce, sequence: 0, version: 0, moved_ms: now_ms, walked });
+        self.r.pull = Some(Pull { from, nonce, walk: None, sequence: 0, version: 0, moved_ms: now_ms, walked });
         let message = match &self.r.meta.standing {
             Standing::Whole => Message::Pull { nonce, frontier },
             Standing::Joining { target, after } => {
@@ -85,11 +86,12 @@ impl Step<'_> {
     pub(super) fn chunk(&mut self, from: NodeId, version: u64, chunk: Chunk) -> Result<(), StoreError> {
         let now_ms = self.cx.now_ms;
         let Some(pull) = &mut self.r.pull else { return Ok(()) };
-        if (pull.from, pull.nonce, pull.sequence) != (from, chunk.nonce, chunk.sequence) {
+        let walk = pull.walk.unwrap_or(chunk.walk);
+        if (pull.from, pull.nonce, walk, pull.sequence) != (from, chunk.nonce, chunk.walk, chunk.sequence) {
             return Ok(());
         }
         if chunk.sequence == 0 {
-            pull.version = version;
+            (pull.version, pull.walk) = (version, Some(walk));
         }
         (pull.sequence, pull.moved_ms) = (chunk.sequence + 1, now_ms);
         let (nonce, sequence, version) = (pull.nonce, pull.sequence, pull.version);
@@ -109,7 +111,7 @@ impl Step<'_> {
             }
         }
         let Some(summary) = chunk.last else {
-            self.send([from], Message::More { nonce, sequence });
+            self.send([from], Message::More { nonce, walk, sequence });
             return Ok(());
         };
         // The whole walk is here, so everything up to where the sender stood when it began is held or superseded.

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use duet_engine_eventual::Frontier;
-use duet_proto::{Body, Digest, NodeId, Record, Stamp};
+use duet_proto::{Digest, NodeId, Record, Stamp};
 use duet_store::{Family, View, layout};
 
-use crate::world::{EPOCH, SPACE, Violation, World, superseded_by_delete};
+use crate::world::{SPACE, Violation, World, superseded_by_delete};
 
 /// Everything on a disk.
 pub(crate) fn records(view: &dyn View) -> BTreeMap<Bytes, Record> {
@@ -35,7 +35,7 @@ impl World {
     pub(crate) fn check(&mut self, id: NodeId) -> Result<(), Violation> {
         let node = &self.nodes[&id];
         let replica = node.replica.as_ref().unwrap();
-        let (status, floor) = (replica.status(), replica.floor().clone());
+        let status = replica.status();
         let held = records(&*node.durable);
         let fail = |what: String| Err(format!("node {id} at {} ms: {what}", self.now));
         let (mut digest, mut keys) = (Digest::EMPTY, 0);
@@ -48,8 +48,9 @@ impl World {
             if write.body != record.body {
                 return fail(format!("holds another value of {} than was written", record.stamp));
             }
-            if record.body == Body::Tombstone && floor.includes(record.stamp) {
-                return fail(format!("holds the tombstone {} that it has forgotten", record.stamp));
+            // What is absent and was seen here is a tombstone that was forgotten.
+            if !node.present.contains(key) && node.seen.get(key).is_some_and(|seen| record.stamp <= *seen) {
+                return fail(format!("{} of {key:?} came back", record.stamp));
             }
         }
         let summary = (digest, keys, held.len() as u64 - keys);
@@ -67,7 +68,11 @@ impl World {
             // What an origin never told anybody before it was lost may be claimed: it does not exist.
             let void = !write.acknowledged && gone(&stamp.node);
             if now.is_none_or(|now| now < *stamp) && !forgotten && !void {
-                return fail(format!("claims {stamp} of {:?} and holds {now:?}", write.key));
+                let (by, acknowledged) = (&status.frontier, write.acknowledged);
+                return fail(format!(
+                    "claims {stamp} (acknowledged: {acknowledged}) of {:?} by {by} and holds {now:?}; {:?}",
+                    write.key, self.members
+                ));
             }
         }
         let node = self.nodes.get_mut(&id).unwrap();
@@ -82,6 +87,7 @@ impl World {
                 _ => {}
             }
         }
+        node.present = held.keys().cloned().collect();
         node.seen.extend(held.iter().map(|(key, record)| (key.clone(), record.stamp)));
         Ok(())
     }
@@ -128,7 +134,7 @@ impl World {
             for (stamp, write) in self.writes.iter().filter(|(_, write)| write.acknowledged) {
                 let there = held.get(&write.key).is_some_and(|record| record.stamp >= *stamp);
                 let absent = !held.contains_key(&write.key);
-                if !there && !(absent && superseded_by_delete(&self.writes, &write.key, *stamp)) {
+                if !(there || absent && superseded_by_delete(&self.writes, &write.key, *stamp)) {
                     return Err(format!("{stamp} of {:?} was acknowledged and is not on node {id}", write.key));
                 }
             }
@@ -137,7 +143,7 @@ impl World {
                 return Err(format!("node {id} raised an alarm: {counters:?}"));
             }
         }
-        let _ = EPOCH;
+
         Ok(())
     }
 }
