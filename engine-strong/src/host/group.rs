@@ -92,6 +92,7 @@ pub(crate) struct Group {
     rng: ChaCha8Rng,
     drawn: (u64, StateRole, u64),
     led_by: (u64, u64),
+    led_since: Instant,
     /// When a leader and a majority had last been heard of.
     pub(super) quorum_seen: Instant,
     pub(super) active: Instant,
@@ -145,6 +146,7 @@ impl Group {
             rng: ChaCha8Rng::seed_from_u64(config.seed ^ mix),
             drawn: (u64::MAX, StateRole::Follower, 0),
             led_by: (0, 0),
+            led_since: now,
             quorum_seen: now,
             active: now,
             asleep: false,
@@ -308,7 +310,7 @@ impl Group {
     fn notice_leader(&mut self, cx: &Cx<'_>) {
         let now = (self.raw.raft.term, self.raw.raft.leader_id);
         if now != self.led_by {
-            self.led_by = now;
+            (self.led_by, self.led_since) = (now, cx.now);
             self.news = true;
             self.active = cx.now;
             if now.1 != 0 {
@@ -509,7 +511,11 @@ impl Group {
         let seen = self.quorum_seen;
         let lost = |arrived: Instant| now - (if reachable { seen.max(arrived) } else { seen }) > bound;
         let view = self.quorum_view(cx.peers, cx.config, now);
-        for (write, outcome) in self.writes.take_if(|w| now >= w.deadline || lost(w.arrived)) {
+        let led_since = self.led_since;
+        let over = |w: &requests::Write| {
+            now >= w.deadline || lost(w.arrived) || (w.is_lost(led_since) && now - led_since > bound)
+        };
+        for (write, outcome) in self.writes.take_if(over) {
             let error = match outcome {
                 requests::Outcome::Unknown => {
                     cx.metrics.unknown += 1;

@@ -27,6 +27,13 @@ pub(crate) struct Write {
     pub(crate) reply: Reply,
 }
 
+impl Write {
+    /// Whether it was proposed under an earlier leader and will not be proposed again.
+    pub(crate) fn is_lost(&self, led_since: Instant) -> bool {
+        self.at_large && !self.again && self.arrived < led_since
+    }
+}
+
 /// The writes of one group that wait here, by the counter of their proposal.
 ///
 /// Invariant: every write is in `all`; those to be proposed are also in `held`, in the order in which they came.
