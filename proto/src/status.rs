@@ -74,6 +74,8 @@ pub struct NamespaceStatus {
 pub struct EventualStatus {
     /// Whether it has received its first copy; before that it serves nobody.
     pub whole: bool,
+    /// Whether it holds nothing beyond its frontier. Only clean members of equal frontiers must have equal digests.
+    pub clean: bool,
     /// The version of the members that it goes by.
     pub version: u64,
     /// How many members must have synced a write before it is acknowledged.
