@@ -210,11 +210,14 @@ async fn supervise(node: &Node, signals: &mut Signals, again: &Reload) -> Result
             }
             why = node.failed() => return Err(why),
             () = sleep_until(next) => {
-                next = Instant::now() + period.unwrap_or(Duration::from_secs(1)).min(Duration::from_secs(1));
+                let ready = node.ready();
+                // Closely while there is something to wait for.
+                let look = Duration::from_millis(if ready.is_ok() { 1000 } else { 100 });
+                next = Instant::now() + period.unwrap_or(look).min(look);
                 if period.is_some() && node.healthy().is_ok() {
                     systemd::alive();
                 }
-                let state = node.ready().map_or_else(|why| why, |()| "ready".into());
+                let state = ready.map_or_else(|why| why, |()| "ready".into());
                 if state != told {
                     tracing::info!(state, "state");
                     systemd::status(&state);
@@ -232,7 +235,7 @@ fn reload(again: &Reload) {
     match checked.and_then(|config| certificates(&config).map(|_| config).map_err(|e| e.to_string())) {
         Ok(config) => {
             again.level.set(&config.log.level);
-            tracing::info!(level = config.log.level, "reloaded the log's level; other keys need a restart");
+            tracing::info!(directives = config.log.level, "reloaded the log's level; other keys need a restart");
         }
         Err(error) => tracing::error!(error, "the configuration is not valid any more; nothing was changed"),
     }

@@ -27,5 +27,6 @@ mod metrics;
 mod node;
 mod serve;
 pub mod systemd;
+mod wiring;
 
 pub use node::{Node, Parts, StartError};

@@ -70,6 +70,11 @@ struct Event {
     event: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct InState {
+    state: &'static str,
+}
+
 /// The metrics of one node.
 pub(crate) struct Metrics {
     registry: Registry,
@@ -91,7 +96,7 @@ pub(crate) struct Metrics {
     applied: Family<Replica, Gauge<u64, AtomicU64>>,
     keys: Family<Replica, Gauge<u64, AtomicU64>>,
     lag: Family<Member, Gauge<u64, AtomicU64>>,
-    groups: Family<Event, Gauge<u64, AtomicU64>>,
+    groups: Family<InState, Gauge<u64, AtomicU64>>,
     engine: Family<Event, Counter>,
     lanes: Family<LaneOf, Counter>,
     refusals: Family<Reason, Counter>,
@@ -193,8 +198,8 @@ impl Metrics {
             ("quiet", engine.quiet),
             ("failed", engine.failed),
         ];
-        for (event, count) in groups {
-            self.groups.get_or_create(&Event { event }).set(count);
+        for (state, count) in groups {
+            self.groups.get_or_create(&InState { state }).set(count);
         }
         for (event, count) in [
             ("proposed", engine.proposed),

@@ -12,25 +12,20 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
-use duet_engine_strong::{Config as EngineConfig, Handle, PeerLink, StrongEngine};
+use duet_engine_strong::{Config as EngineConfig, Handle, StrongEngine};
 use duet_proto::{Boot, Epoch, Error, NamespaceId, NodeId, NodeStatus};
 use duet_router::{Config as RouterConfig, Founder, Router};
 use duet_store::{Committer, DiskGuard, HybridClock, NodeIdentity, Store, StoreError, WallClock, open_node};
-use duet_transport::{Config as EndpointConfig, Endpoint, Identity, Lane, Limits, Network, Peers, Tls};
+use duet_transport::{Config as EndpointConfig, Endpoint, Identity, Limits, Network, Peers, Tls};
 use futures::FutureExt;
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::oneshot,
     task::JoinSet,
     time::{Instant, sleep, timeout_at},
 };
 
-use crate::{collect::Durable, config::Resolved, daemon::VERSION, metrics::Metrics, serve};
+use crate::{collect::Durable, config::Resolved, daemon::VERSION, metrics::Metrics, serve, wiring};
 
-/// Frames on their way from the engine to the transport. The transport's own queues come after it, so it is short.
-const RAFT_OUT: usize = 256;
-/// Pieces of snapshots on their way; each is up to 256 KiB.
-const BULK_OUT: usize = 4;
 /// How often a stopping node looks whether its requests are answered.
 const DRAIN: Duration = Duration::from_millis(5);
 
@@ -120,7 +115,7 @@ impl Node {
             rng_seed: seed,
             network,
         })?;
-        let (link, pumps) = wire(endpoint.peers());
+        let (link, pumps) = wiring::strong(endpoint.peers());
         let settings = EngineConfig {
             tick: config.timing.tick,
             election: config.timing.election_ticks..config.timing.election_ticks * 5 / 3,
@@ -340,30 +335,6 @@ fn router_config(config: &Resolved, boot: Boot) -> RouterConfig {
         founders: config.founders.iter().map(|(id, address)| Founder { id: *id, address: address.clone() }).collect(),
         value_max: config.limits.value_bytes,
     }
-}
-
-/// Connects the engine to its lanes, once. What comes in goes from the transport's queues straight to the engine;
-/// what goes out is copied into the lane of its peer by the returned future.
-fn wire(peers: &Peers) -> (PeerLink, impl Future<Output = ()> + Send + 'static) {
-    let (raft_out, mut raft) = mpsc::channel::<(NodeId, Bytes)>(RAFT_OUT);
-    let (bulk_out, mut bulk) = mpsc::channel::<(NodeId, Bytes)>(BULK_OUT);
-    let incoming = |lane| peers.take_incoming(lane).unwrap_or_else(|| mpsc::channel(1).1);
-    let link = PeerLink { raft_out, raft_in: incoming(Lane::Raft), bulk_out, bulk_in: incoming(Lane::Bulk) };
-    let (to_raft, to_bulk) = (peers.clone(), peers.clone());
-    let raft = async move {
-        while let Some((node, frame)) = raft.recv().await {
-            // A peer that is away or slow misses frames; Raft sends again.
-            let _ = to_raft.try_send(node, Lane::Raft, frame);
-        }
-    };
-    let bulk = async move {
-        while let Some((node, piece)) = bulk.recv().await {
-            let _ = to_bulk.send(node, Lane::Bulk, piece).await;
-        }
-    };
-    (link, async move {
-        tokio::join!(raft, bulk);
-    })
 }
 
 /// Keeps the transport's peers as the catalog names them.

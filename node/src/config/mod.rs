@@ -219,8 +219,8 @@ impl Resolved {
             Some(_) => read.checked("advertise", |text| check_address(text).map(|()| text.to_owned()))?,
             None => founders.get(&node).cloned().unwrap_or_else(|| listen.to_string()),
         };
-        if advertise.parse::<SocketAddr>().is_ok_and(|a| a.ip().is_unspecified()) {
-            return Err(read.wrong("advertise", "nobody can reach an unspecified address: set HOST:PORT".into()));
+        if advertise.parse::<SocketAddr>().is_ok_and(|a| a.ip().is_unspecified() || a.port() == 0) {
+            return Err(read.wrong("advertise", format!("nobody can reach {advertise}: set HOST:PORT")));
         }
         Ok(Resolved {
             node,
@@ -465,6 +465,7 @@ value_bytes = 2_000_000
         assert!(message(FILE, &["--founders", "1=nowhere"]).ends_with("\"nowhere\" is not HOST:PORT"));
         assert!(message(FILE, &["--founders", "1=a:1,1=b:1"]).ends_with("founder 1 is there twice"));
         assert!(message(FILE, &["--timing-heartbeat-ticks", "10"]).contains("less than 4 times"));
+        assert!(message(FILE, &["--node-id", "3", "--listen", "0.0.0.0:7"]).contains("nobody can reach 0.0.0.0:7"));
         let without = FILE.replace("cluster = \"prod\"\n", "");
         assert!(message(&without, &[]).contains("--cluster or as DUETD_CLUSTER"));
     }

@@ -102,8 +102,14 @@ impl Site {
 
     /// Starts a node and leaves it running.
     pub fn start(&self, node: u32, flags: &[&str]) -> Daemon {
+        self.start_with(node, flags, &[])
+    }
+
+    /// The same, with variables.
+    pub fn start_with(&self, node: u32, flags: &[&str], variables: &[(&str, &str)]) -> Daemon {
         let log = self.path(&format!("log{node}"));
         let child = duetd(&self.config(node), flags)
+            .envs(variables.iter().copied())
             .stderr(File::options().create(true).append(true).open(&log).unwrap())
             .spawn()
             .unwrap();
@@ -176,6 +182,15 @@ impl Daemon {
     pub fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+    }
+
+    /// Waits until the log holds `text`.
+    pub fn wait_log(&self, text: &str) {
+        let until = Instant::now() + PATIENCE;
+        while !self.log().contains(text) {
+            assert!(Instant::now() < until, "{text:?} is not in\n{}", self.log());
+            thread::sleep(Duration::from_millis(10));
+        }
     }
 
     pub fn log(&self) -> String {

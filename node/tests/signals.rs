@@ -1,0 +1,53 @@
+//! Signals and systemd: what a service manager sees of a real `duetd`.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod common;
+
+use std::{collections::BTreeSet, fs, os::unix::net::UnixDatagram};
+
+use common::{PATIENCE, Site};
+
+/// Receives notifications until `wanted` has come; returns all that came.
+fn until(socket: &UnixDatagram, wanted: &str) -> BTreeSet<String> {
+    let mut seen = BTreeSet::new();
+    let mut buffer = [0; 4096];
+    while !seen.contains(wanted) {
+        let length = socket.recv(&mut buffer).unwrap_or_else(|e| panic!("{wanted} did not come ({e}), but {seen:?}"));
+        seen.extend(String::from_utf8_lossy(&buffer[..length]).lines().map(str::to_owned));
+    }
+    seen
+}
+
+#[test]
+fn systemd_is_told_of_start_life_and_stop() {
+    let site = Site::new("c", 1);
+    let path = site.path("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let variables = [("NOTIFY_SOCKET", path.to_str().unwrap()), ("WATCHDOG_USEC", "200000")];
+    let daemon = site.start_with(1, &[], &variables);
+    until(&socket, "READY=1");
+    until(&socket, "STATUS=ready");
+    until(&socket, "WATCHDOG=1");
+    let stopped = std::thread::spawn(move || daemon.stop());
+    until(&socket, "STOPPING=1");
+    assert_eq!(stopped.join().unwrap(), Some(0));
+}
+
+#[test]
+fn a_reload_changes_the_level_and_refuses_what_is_wrong() {
+    let site = Site::new("c", 1);
+    let mut daemon = site.start(1, &["--log-format", "json"]);
+    daemon.wait_ready();
+    let good = fs::read_to_string(site.config(1)).unwrap();
+    fs::write(site.config(1), format!("nonsense = 1\n{good}")).unwrap();
+    daemon.signal("HUP");
+    daemon.wait_log("duetd1.toml:1: unknown key `nonsense`");
+    fs::write(site.config(1), format!("{good}\n[log]\nlevel = \"info,duet_node=debug\"\n")).unwrap();
+    daemon.signal("HUP");
+    daemon.wait_log("\"directives\":\"info,duet_node=debug\"");
+    assert_eq!(daemon.get("/readyz").0, "200");
+    assert!(daemon.log().lines().all(|line| line.starts_with('{') && line.ends_with('}')), "{}", daemon.log());
+    assert_eq!(daemon.stop(), Some(0));
+}
