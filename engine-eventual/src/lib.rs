@@ -27,16 +27,24 @@
 
 mod clock;
 mod config;
+mod driver;
 mod frontier;
+mod gossip;
+mod handle;
 mod members;
 pub mod message;
 mod replica;
 mod rows;
+mod scrub;
 mod table;
+mod window;
 
 pub use clock::Clock;
 pub use config::{Config, Planted};
+pub use driver::{EngineConfig, EventualEngine, PeerLink};
 pub use frontier::Frontier;
+pub use gossip::{GossipConfig, NodeWord, SpaceWord};
+pub use handle::{Call, Handle, Metrics, SpaceError, SpaceId, SpaceInfo, SpaceSpec, Standing};
 pub use members::{Change, Members};
 pub use message::{Envelope, Message, MessageError};
 pub use replica::{Counters, Cx, Effects, Input, Persisting, Replica, Start, Status, Ticket, Unpersisted};

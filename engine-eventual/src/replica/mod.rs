@@ -26,6 +26,7 @@ use crate::{
 };
 use heal::Heal;
 use peers::Peer;
+pub(crate) use read::Reader;
 use serve::Serving;
 use session::Pull;
 use write::Waiting;

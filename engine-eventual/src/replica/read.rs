@@ -2,14 +2,14 @@
 
 use bytes::Bytes;
 use duet_proto::{
-    Answer, Cursor, Entry, Error, Hlc, KeyRange, Meta as AnswerMeta, NodeId, Op, Outcome, ScanLimit, Stamp, Token,
-    limits,
+    Answer, Cursor, Entry, Error, Hlc, KeyRange, Meta as AnswerMeta, NodeId, Op, Outcome, Record, ScanLimit, Stamp,
+    Token, limits,
 };
 use duet_store::{Family, View, layout};
 
 use super::Replica;
 use crate::{
-    Planted,
+    Frontier, Planted, SpaceId,
     rows::Standing,
     table::{ReadError, read},
 };
@@ -22,7 +22,34 @@ pub(super) fn note(token: &mut Token, origin: NodeId, hlc: Hlc) {
     }
 }
 
+/// What a replica durably held at one moment: all it takes to answer reads from a view of that moment, wherever that
+/// is done.
+#[derive(Clone, Debug)]
+pub(crate) struct Reader {
+    pub(crate) id: SpaceId,
+    pub(crate) node: NodeId,
+    pub(crate) version: u64,
+    pub(crate) moved: Frontier,
+    pub(crate) whole: bool,
+    pub(crate) frontier: Frontier,
+    /// A planted bug.
+    forgets_stamps: bool,
+}
+
 impl Replica {
+    /// What is durable now, for reads.
+    pub(crate) fn reader(&self) -> Reader {
+        Reader {
+            id: SpaceId { namespace: self.namespace, epoch: self.epoch },
+            node: self.config.node,
+            version: self.synced.members.version,
+            moved: self.synced.moved.clone(),
+            whole: self.synced.standing == Standing::Whole,
+            frontier: self.synced.frontier.clone(),
+            forgets_stamps: self.planted(Planted::TokenWithoutStamps),
+        }
+    }
+
     /// Answers a read from `view`, which must show what was durable at the last step that was persisted: the store
     /// between two steps, or a snapshot taken then. It sees at least what `token` saw, or says that it cannot yet;
     /// the caller may try again after a later step.
@@ -30,31 +57,46 @@ impl Replica {
     /// # Errors
     /// `TokenNotCovered`, `Unavailable` before the first copy is complete, `EpochChanged` is the router's to say.
     pub fn read(&self, view: &dyn View, op: &Op, token: Option<&Token>) -> Result<Answer, Error> {
-        let node = self.config.node;
-        if self.synced.standing != Standing::Whole {
+        self.reader().read(view, op, token, &mut None)
+    }
+}
+
+impl Reader {
+    /// As [`Replica::read`]; a key whose record cannot be read is left in `damaged`.
+    pub(crate) fn read(
+        &self,
+        view: &dyn View,
+        op: &Op,
+        token: Option<&Token>,
+        damaged: &mut Option<Bytes>,
+    ) -> Result<Answer, Error> {
+        let (node, SpaceId { namespace, epoch }) = (self.node, self.id);
+        if !self.whole {
             return Err(Error::Unavailable { node, why: "it is still receiving its first copy".into() });
         }
-        let mut seen = Token { epoch: self.epoch, seen: self.synced.frontier.iter().collect() };
+        let mut seen = Token { epoch, seen: self.frontier.iter().collect() };
         if let Some(token) = token {
             self.satisfy(token)?;
             token.seen.iter().for_each(|(origin, hlc)| note(&mut seen, *origin, *hlc));
         }
         // What lies beyond the frontier was seen too; a record of an earlier epoch is part of every frontier.
         let mut returned = |stamp: Stamp| {
-            if stamp.epoch == self.epoch && !self.planted(Planted::TokenWithoutStamps) {
+            if stamp.epoch == epoch && !self.forgets_stamps {
                 note(&mut seen, stamp.node, stamp.hlc);
             }
         };
         let outcome = match op {
             Op::Get { key } => {
-                let record = read(view, self.namespace, key).map_err(|e| self.unreadable(key, &e))?;
+                let record = read(view, namespace, key).map_err(|e| self.unreadable(key, &e, damaged))?;
                 record.iter().for_each(|record| returned(record.stamp));
                 Outcome::Value(record.and_then(|r| r.live().cloned().map(|value| (r.stamp, value))))
             }
-            Op::Scan { range, limit, cursor } => self.page(view, range, limit, cursor.as_ref(), &mut returned)?,
+            Op::Scan { range, limit, cursor } => {
+                self.page(view, range, limit, cursor.as_ref(), &mut returned, damaged)?
+            }
             _ => return Err(Error::InvalidRequest { why: "a write came where a read was expected".into() }),
         };
-        Ok(Answer { outcome, meta: AnswerMeta { epoch: self.epoch, position: 0, leader: None, token: Some(seen) } })
+        Ok(Answer { outcome, meta: AnswerMeta { epoch, position: 0, leader: None, token: Some(seen) } })
     }
 
     fn satisfy(&self, token: &Token) -> Result<(), Error> {
@@ -62,12 +104,12 @@ impl Replica {
             return Ok(());
         }
         let not_covered = |why: String| Err(Error::TokenNotCovered { why });
-        if token.epoch != self.epoch {
-            return not_covered(format!("it has seen epoch {}, this is epoch {}", token.epoch, self.epoch));
+        if token.epoch != self.id.epoch {
+            return not_covered(format!("it has seen epoch {}, this is epoch {}", token.epoch, self.id.epoch));
         }
-        let lacking = token.seen.iter().find(|(origin, hlc)| *hlc > self.synced.frontier.get(*origin));
+        let lacking = token.seen.iter().find(|(origin, hlc)| *hlc > self.frontier.get(*origin));
         lacking.map_or(Ok(()), |(origin, hlc)| {
-            let have = self.synced.frontier.get(*origin);
+            let have = self.frontier.get(*origin);
             not_covered(format!("the writes of node {origin} up to {hlc}; here they reach {have}"))
         })
     }
@@ -79,32 +121,34 @@ impl Replica {
         limit: &ScanLimit,
         cursor: Option<&Cursor>,
         returned: &mut dyn FnMut(Stamp),
+        damaged: &mut Option<Bytes>,
     ) -> Result<Outcome, Error> {
-        let broken = |error: duet_store::StoreError| error.at(self.config.node);
-        let mut from = layout::data_key(self.namespace, &range.start).to_vec();
+        let SpaceId { namespace, epoch } = self.id;
+        let broken = |error: duet_store::StoreError| error.at(self.node);
+        let mut from = layout::data_key(namespace, &range.start).to_vec();
         if let Some(cursor) = cursor
             && cursor.last >= range.start
         {
-            from = layout::data_key(self.namespace, &cursor.last).to_vec();
+            from = layout::data_key(namespace, &cursor.last).to_vec();
             from.push(0);
         }
         let to = match &range.end {
-            Some(end) => layout::data_key(self.namespace, end),
-            None => layout::after_prefix(&layout::namespace_prefix(self.namespace)),
+            Some(end) => layout::data_key(namespace, end),
+            None => layout::after_prefix(&layout::namespace_prefix(namespace)),
         };
         let most = limit.entries.clamp(1, limits::SCAN_ENTRIES) as usize;
         let (mut entries, mut bytes) = (Vec::<Entry>::new(), 0);
         for row in view.scan(Family::Data, &from, Some(&to)).map_err(broken)? {
             let (place, value) = row.map_err(broken)?;
             let (_, key) = layout::split_data_key(&place).map_err(broken)?;
-            let record = duet_proto::Record::decode(&key, value).map_err(|e| self.unreadable(&key, &e.into()))?;
+            let record = Record::decode(&key, value).map_err(|e| self.unreadable(&key, &e.into(), damaged))?;
             if let Some(value) = record.live() {
                 let value = if limit.keys_only { Bytes::new() } else { value.clone() };
                 bytes += key.len() + value.len();
                 if entries.len() == most
                     || !entries.is_empty() && bytes > limit.bytes.min(limits::SCAN_BYTES) as usize
                 {
-                    let next = entries.last().map(|e| Cursor { epoch: self.epoch, last: e.key.clone() });
+                    let next = entries.last().map(|e| Cursor { epoch, last: e.key.clone() });
                     return Ok(Outcome::Page { entries, next });
                 }
                 entries.push(Entry { key, stamp: record.stamp, value });
@@ -115,11 +159,14 @@ impl Replica {
         Ok(Outcome::Page { entries, next: None })
     }
 
-    fn unreadable(&self, key: &[u8], error: &ReadError) -> Error {
-        let node = self.config.node;
+    fn unreadable(&self, key: &Bytes, error: &ReadError, damaged: &mut Option<Bytes>) -> Error {
+        let node = self.node;
         match error {
             ReadError::Store(error) => error.at(node),
-            ReadError::Record(error) => Error::Corrupt { node, what: format!("key {}: {error}", key.escape_ascii()) },
+            ReadError::Record(error) => {
+                *damaged = Some(key.clone());
+                Error::Corrupt { node, what: format!("key {}: {error}", key.escape_ascii()) }
+            }
         }
     }
 }
