@@ -18,7 +18,6 @@
 //! What this crate leaves out: what a request means (`router` and the engines), what a byte on the wire or on disk
 //! means (`transport`, `proto`, `store`), and every decision about consistency.
 
-mod collect;
 pub mod config;
 pub mod daemon;
 mod http;

@@ -24,7 +24,12 @@ use tokio::{
     time::{Instant, sleep, timeout_at},
 };
 
-use crate::{collect::Durable, config::Resolved, daemon::VERSION, metrics::Metrics, serve, wiring};
+use crate::{
+    config::Resolved,
+    daemon::VERSION,
+    metrics::{Durable, Metrics, Seen},
+    serve, wiring,
+};
 
 /// How often a stopping node looks whether its requests are answered.
 const DRAIN: Duration = Duration::from_millis(5);
@@ -72,6 +77,7 @@ struct Inner {
     started: Instant,
     store: Arc<dyn Store>,
     committer: Committer,
+    clock: Arc<HybridClock>,
     disk: DiskGuard,
     endpoint: Endpoint,
     engine: Handle,
@@ -128,7 +134,7 @@ impl Node {
             ..EngineConfig::new(config.node, boot)
         };
         let (engine, driver) =
-            StrongEngine::start(settings, store.clone(), committer.clone(), clock, disk.clone(), link)?;
+            StrongEngine::start(settings, store.clone(), committer.clone(), clock.clone(), disk.clone(), link)?;
         let (router, follow) =
             Router::start(router_config(&config, boot), engine.clone(), follow_peers(endpoint.peers().clone()));
         let mut metrics = Metrics::new(VERSION, config.node.0, config.cluster.as_str());
@@ -139,6 +145,7 @@ impl Node {
                 boot,
                 store,
                 committer,
+                clock,
                 disk,
                 endpoint,
                 engine,
@@ -245,7 +252,13 @@ impl Node {
     pub async fn metrics(&self) -> Result<String, fmt::Error> {
         let inner = &*self.inner;
         let status = self.status().await;
-        inner.metrics.render(self.ready().is_ok(), &status, &inner.engine.metrics(), &inner.endpoint.stats())
+        inner.metrics.render(&Seen {
+            ready: self.ready().is_ok(),
+            hlc_drift_ms: inner.clock.last().millis().saturating_sub(inner.clock.wall_ms()),
+            status: &status,
+            strong: &inner.engine.metrics(),
+            transport: &inner.endpoint.stats(),
+        })
     }
 
     /// The catalog and the way to the engines.

@@ -51,12 +51,7 @@ impl Collector for Durable {
         ] {
             put(&mut out, name, help, None, &ConstGauge::new(value))?;
         }
-        // Bucket i counts groups of up to 2^i milliseconds; the last one, those beyond.
-        let bounds = (0i32..).map(|i| 2f64.powi(i) / 1e3);
-        let mut buckets: Vec<(f64, u64)> = bounds.zip(commit.took_ms).collect();
-        if let Some(last) = buckets.last_mut() {
-            last.0 = f64::MAX;
-        }
+        let buckets = super::buckets_of_ms(&commit.took_ms);
         let help = "Time to write and sync one group";
         let unit = Some(&Unit::Seconds);
         let mut metric = out.encode_descriptor("commit_duration", help, unit, MetricType::Histogram)?;

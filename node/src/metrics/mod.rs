@@ -4,10 +4,16 @@
 //! when it is asked for, so that a node that nobody watches spends nothing on it. Names begin with `duet_` and use
 //! base units.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+mod durable;
+mod eventual;
+
+use std::sync::{
+    Mutex, PoisonError,
+    atomic::{AtomicU64, Ordering},
+};
 
 use duet_engine_strong::Metrics as EngineMetrics;
-use duet_proto::{GroupRole, NodeStatus, QuorumHealth, Request, Response};
+use duet_proto::{GroupRole, Mode, NamespaceStatus, NodeStatus, QuorumHealth, Request, Response};
 use duet_transport::{Lane, Stats};
 use prometheus_client::{
     encoding::{EncodeLabelSet, text},
@@ -20,6 +26,9 @@ use prometheus_client::{
     },
     registry::Registry,
 };
+
+pub(crate) use durable::Durable;
+use eventual::Convergence;
 
 /// From 50 µs to 10 s.
 type Seconds = Family<Kind, Histogram, fn() -> Histogram>;
@@ -75,9 +84,21 @@ struct InState {
     state: &'static str,
 }
 
+/// What is looked at when the metrics are asked for.
+pub(crate) struct Seen<'a> {
+    pub(crate) ready: bool,
+    pub(crate) hlc_drift_ms: u64,
+    pub(crate) status: &'a NodeStatus,
+    pub(crate) strong: &'a EngineMetrics,
+    pub(crate) transport: &'a Stats,
+}
+
 /// The metrics of one node.
 pub(crate) struct Metrics {
     registry: Registry,
+    /// Held while the state is put in and shown: whoever asks meanwhile would see half of it.
+    rendering: Mutex<()>,
+    convergence: Convergence,
     requests: Family<Finished, Counter>,
     seconds: Seconds,
     /// Requests being served.
@@ -95,6 +116,8 @@ pub(crate) struct Metrics {
     committed: Family<Replica, Gauge<u64, AtomicU64>>,
     applied: Family<Replica, Gauge<u64, AtomicU64>>,
     keys: Family<Replica, Gauge<u64, AtomicU64>>,
+    tombstones: Family<Replica, Gauge<u64, AtomicU64>>,
+    hlc_drift: Gauge<f64, AtomicU64>,
     lag: Family<Member, Gauge<u64, AtomicU64>>,
     groups: Family<InState, Gauge<u64, AtomicU64>>,
     engine: Family<Event, Counter>,
@@ -112,6 +135,8 @@ impl Metrics {
             ("cluster", cluster.to_owned()),
         ]);
         registry.register("build", "The version, the node and its cluster", build);
+        let convergence = Convergence::default();
+        registry.register_collector(Box::new(convergence.clone()));
         let r = &mut registry;
         let seconds = Seconds::new_with_constructor(|| Histogram::new(exponential_buckets_range(50e-6, 10.0, 16)));
         Metrics {
@@ -136,11 +161,20 @@ impl Metrics {
             committed: add(r, "raft_committed_index", "The highest index known to be committed", Family::default()),
             applied: add(r, "raft_applied_index", "The highest index applied", Family::default()),
             keys: add(r, "namespace_keys", "Live keys", Family::default()),
+            tombstones: add(r, "namespace_tombstones", "Tombstones held", Family::default()),
+            hlc_drift: add(
+                r,
+                "hlc_drift_seconds",
+                "How far the hybrid clock is ahead of the wall clock",
+                Gauge::default(),
+            ),
             lag: add(r, "raft_member_lag_entries", "On the leader: entries that the member lacks", Family::default()),
             groups: add(r, "raft_groups", "Raft groups held, by what they do", Family::default()),
             engine: add(r, "raft_events", "What the strong engine did, by kind", Family::default()),
             lanes: add(r, "lane_bytes", "Bytes between nodes, by lane and direction", Family::default()),
             refusals: add(r, "connections_refused", "Connections refused or ended, by reason", Family::default()),
+            rendering: Mutex::default(),
+            convergence,
             // Evaluated last: by now everything is in it.
             registry,
         }
@@ -165,15 +199,10 @@ impl Metrics {
     ///
     /// # Errors
     /// If a metric cannot be formatted.
-    pub(crate) fn render(
-        &self,
-        ready: bool,
-        status: &NodeStatus,
-        engine: &EngineMetrics,
-        transport: &Stats,
-    ) -> Result<String, std::fmt::Error> {
-        self.refresh(ready, status);
-        self.mirror(engine, transport);
+    pub(crate) fn render(&self, seen: &Seen<'_>) -> Result<String, std::fmt::Error> {
+        let _rendering = self.rendering.lock().unwrap_or_else(PoisonError::into_inner);
+        self.refresh(seen);
+        self.mirror(seen.strong, seen.transport);
         let mut out = String::new();
         text::encode(&mut out, &self.registry)?;
         Ok(out)
@@ -221,18 +250,20 @@ impl Metrics {
         }
     }
 
-    fn refresh(&self, ready: bool, status: &NodeStatus) {
-        self.ready.set(ready.into());
+    fn refresh(&self, seen: &Seen<'_>) {
+        let status = seen.status;
+        self.ready.set(seen.ready.into());
+        self.hlc_drift.set(seen.hlc_drift_ms as f64 / 1e3);
         self.peers.set(status.connected.len() as i64);
         self.disk_free.set(status.disk_free);
         self.disk_full.set(status.disk_full.into());
+        self.convergence.show(&status.namespaces);
         self.replica.clear();
         self.epoch.clear();
         self.leader.clear();
-        self.keys.clear();
         self.lag.clear();
-        let indices = [&self.term, &self.last, &self.committed, &self.applied];
-        indices.iter().for_each(|family| family.clear());
+        let figures = [&self.term, &self.last, &self.committed, &self.applied, &self.keys, &self.tombstones];
+        figures.iter().for_each(|family| family.clear());
         for state in &status.namespaces {
             let namespace = state.name.to_string();
             let is = ReplicaIs {
@@ -242,20 +273,39 @@ impl Metrics {
                 quorum: quorum(state.quorum),
             };
             self.replica.get_or_create(&is).set(1);
-            for member in &state.members {
-                let member_of = Member { namespace: namespace.clone(), member: member.node.0 };
-                self.lag.get_or_create(&member_of).set(member.lag);
-            }
             let replica = Replica { namespace };
             self.epoch.get_or_create(&replica).set(state.epoch.0.into());
-            self.leader.get_or_create(&replica).set(state.leader.map_or(0, |node| node.0.into()));
             self.keys.get_or_create(&replica).set(state.keys);
-            let values = [state.term, state.last, state.committed, state.applied];
-            for (family, value) in indices.iter().zip(values) {
-                family.get_or_create(&replica).set(value);
+            self.tombstones.get_or_create(&replica).set(state.tombstones);
+            if state.mode == Mode::Strong {
+                self.refresh_group(&replica, state);
             }
         }
     }
+
+    /// The figures of a Raft group.
+    fn refresh_group(&self, replica: &Replica, state: &NamespaceStatus) {
+        for member in &state.members {
+            let member_of = Member { namespace: replica.namespace.clone(), member: member.node.0 };
+            self.lag.get_or_create(&member_of).set(member.lag);
+        }
+        self.leader.get_or_create(replica).set(state.leader.map_or(0, |node| node.0.into()));
+        self.term.get_or_create(replica).set(state.term);
+        self.last.get_or_create(replica).set(state.last);
+        self.committed.get_or_create(replica).set(state.committed);
+        self.applied.get_or_create(replica).set(state.applied);
+    }
+}
+
+/// Counts by whole milliseconds as buckets in seconds: number i counts what took up to 2^i ms, the last what took
+/// longer.
+fn buckets_of_ms(counts: &[u64]) -> Vec<(f64, u64)> {
+    let bounds = (0i32..).map(|i| 2f64.powi(i) / 1e3);
+    let mut buckets: Vec<(f64, u64)> = bounds.zip(counts.iter().copied()).collect();
+    if let Some(last) = buckets.last_mut() {
+        last.0 = f64::INFINITY;
+    }
+    buckets
 }
 
 /// Registers a metric and keeps a handle of it.
@@ -306,15 +356,15 @@ fn quorum(health: QuorumHealth) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use duet_proto::{Boot, NodeId};
+    use duet_proto::{
+        Boot, ClockFault, Digest, Epoch, EventualStatus, Hlc, MemberProgress, NamespaceId, NamespaceName, NodeId,
+        Phase,
+    };
 
     use super::*;
 
-    #[test]
-    fn the_text_shows_counts_and_state() {
-        let metrics = Metrics::new("1.2.3", 7, "c");
-        metrics.answered("get", &Response::Done, 0.001);
-        let status = NodeStatus {
+    fn status(namespaces: Vec<NamespaceStatus>) -> NodeStatus {
+        NodeStatus {
             node: NodeId(7),
             address: String::new(),
             version: String::new(),
@@ -323,18 +373,112 @@ mod tests {
             disk_free: 5,
             disk_full: false,
             connected: vec![NodeId(1)],
-            namespaces: vec![],
-        };
-        let text = metrics.render(true, &status, &EngineMetrics::default(), &Stats::default()).unwrap();
-        for line in [
-            "duet_build_info{version=\"1.2.3\",node=\"7\",cluster=\"c\"} 1",
-            "duet_requests_total{kind=\"get\",outcome=\"ok\"} 1",
-            "duet_request_duration_seconds_count{kind=\"get\"} 1",
-            "duet_ready 1",
-            "duet_peers_connected 1",
-            "duet_disk_free_bytes 5",
-        ] {
-            assert!(text.contains(line), "{line} is not in\n{text}");
+            namespaces,
         }
+    }
+
+    fn namespace(name: &str, eventual: Option<EventualStatus>) -> NamespaceStatus {
+        let member =
+            MemberProgress { node: NodeId(2), matched: 8, lag: 3, active: true, snapshot: false, learner: false };
+        NamespaceStatus {
+            id: NamespaceId(1),
+            name: NamespaceName::new(name).unwrap(),
+            mode: if eventual.is_some() { Mode::Eventual } else { Mode::Strong },
+            epoch: Epoch(1),
+            phase: Phase::Stable,
+            role: GroupRole::Member,
+            quorum: QuorumHealth::NotNeeded,
+            term: 1,
+            leader: None,
+            last: 11,
+            committed: 11,
+            applied: 11,
+            first: 1,
+            keys: 4,
+            tombstones: 2,
+            digest: Digest::default(),
+            members: vec![member],
+            eventual,
+        }
+    }
+
+    fn shown(metrics: &Metrics, status: &NodeStatus) -> String {
+        let (strong, transport) = (EngineMetrics::default(), Stats::default());
+        let seen = Seen { ready: true, hlc_drift_ms: 250, status, strong: &strong, transport: &transport };
+        metrics.render(&seen).unwrap()
+    }
+
+    #[track_caller]
+    fn holds(text: &str, lines: &[&str]) {
+        for line in lines {
+            assert!(text.lines().any(|l| l == *line), "{line} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn the_text_shows_counts_and_state() {
+        let metrics = Metrics::new("1.2.3", 7, "c");
+        metrics.answered("get", &Response::Done, 0.001);
+        let text = shown(&metrics, &status(vec![]));
+        holds(
+            &text,
+            &[
+                "duet_build_info{version=\"1.2.3\",node=\"7\",cluster=\"c\"} 1",
+                "duet_requests_total{kind=\"get\",outcome=\"ok\"} 1",
+                "duet_request_duration_seconds_count{kind=\"get\"} 1",
+                "duet_ready 1",
+                "duet_peers_connected 1",
+                "duet_disk_free_bytes 5",
+                "duet_hlc_drift_seconds 0.25",
+            ],
+        );
+    }
+
+    #[test]
+    fn each_mode_has_its_own_figures() {
+        let metrics = Metrics::new("1.2.3", 7, "c");
+        let mut converged_ms = [0; 16];
+        (converged_ms[0], converged_ms[3], converged_ms[15]) = (5, 2, 1);
+        let eventual = EventualStatus {
+            whole: true,
+            lag_ms: 1500,
+            lag_writes: 3,
+            frontier: vec![(NodeId(2), Hlc::from_millis(2500))],
+            clock: Some(ClockFault { ahead_ms: 700, allowed_ms: 500 }),
+            converged_ms,
+            converged_sum_ms: 40_000,
+            conflicts_won: 6,
+            conflicts_lost: 7,
+            ..EventualStatus::default()
+        };
+        let both = status(vec![namespace("carts", Some(eventual)), namespace("orders", None)]);
+        let text = shown(&metrics, &both);
+        holds(
+            &text,
+            &[
+                "duet_replica_state{namespace=\"carts\",mode=\"eventual\",role=\"member\",quorum=\"not_needed\"} 1",
+                "duet_namespace_tombstones{namespace=\"carts\"} 2",
+                "duet_eventual_whole{namespace=\"carts\"} 1.0",
+                "duet_eventual_clean{namespace=\"carts\"} 0.0",
+                "duet_eventual_lag_seconds{namespace=\"carts\"} 1.5",
+                "duet_eventual_lag_writes{namespace=\"carts\"} 3.0",
+                "duet_eventual_clock_fault_seconds{namespace=\"carts\"} 0.7",
+                "duet_eventual_member_lag_writes{namespace=\"carts\",member=\"2\"} 3.0",
+                "duet_eventual_frontier_timestamp_seconds{namespace=\"carts\",origin=\"2\"} 2.5",
+                "duet_eventual_conflicts_total{namespace=\"carts\",result=\"won\"} 6",
+                "duet_eventual_conflicts_total{namespace=\"carts\",result=\"lost\"} 7",
+                "duet_eventual_digest_mismatches_total{namespace=\"carts\"} 0",
+                "duet_eventual_sessions_total{namespace=\"carts\",outcome=\"interrupted\"} 0",
+                "duet_eventual_convergence_seconds_bucket{le=\"0.008\",namespace=\"carts\"} 7",
+                "duet_eventual_convergence_seconds_bucket{le=\"+Inf\",namespace=\"carts\"} 8",
+                "duet_eventual_convergence_seconds_sum{namespace=\"carts\"} 40.0",
+                "duet_raft_applied_index{namespace=\"orders\"} 11",
+                "duet_raft_member_lag_entries{namespace=\"orders\",member=\"2\"} 3",
+            ],
+        );
+        assert!(!text.contains("duet_raft_term{namespace=\"carts\""), "{text}");
+        assert!(!text.contains("duet_raft_member_lag_entries{namespace=\"carts\""), "{text}");
+        // What is gone is not shown any more.
+        assert!(!shown(&metrics, &status(vec![])).contains("carts"));
     }
 }
