@@ -25,7 +25,10 @@ pub mod log;
 mod metrics;
 mod node;
 mod serve;
+mod settings;
 pub mod systemd;
 mod wiring;
 
 pub use node::{Node, Parts, StartError};
+#[cfg(feature = "planted")]
+pub use settings::Planted;

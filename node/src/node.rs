@@ -12,12 +12,13 @@ use std::{
     time::Duration,
 };
 
-use duet_engine_strong::{Config as EngineConfig, Handle, StrongEngine};
+use duet_engine_eventual::{EventualEngine, Handle as EventualHandle};
+use duet_engine_strong::{Handle as StrongHandle, StrongEngine};
 use duet_proto::{Boot, Epoch, Error, NamespaceId, NodeId, NodeStatus};
-use duet_router::{Config as RouterConfig, Founder, Router};
+use duet_router::Router;
 use duet_store::{Committer, DiskGuard, HybridClock, NodeIdentity, Store, StoreError, WallClock, open_node};
-use duet_transport::{Config as EndpointConfig, Endpoint, Identity, Limits, Network, Peers, Tls};
-use futures::FutureExt;
+use duet_transport::{Endpoint, Network, Peers, Tls};
+use futures::{FutureExt, future::join};
 use tokio::{
     sync::oneshot,
     task::JoinSet,
@@ -28,7 +29,9 @@ use crate::{
     config::Resolved,
     daemon::VERSION,
     metrics::{Durable, Metrics, Seen},
-    serve, wiring,
+    serve,
+    settings::{self, Settings},
+    wiring,
 };
 
 /// How often a stopping node looks whether its requests are answered.
@@ -50,7 +53,7 @@ pub struct Parts {
     pub seed: Option<u64>,
     /// A bug that the simulation's checkers must find.
     #[cfg(feature = "planted")]
-    pub planted: Option<duet_engine_strong::Planted>,
+    pub planted: Option<crate::Planted>,
 }
 
 /// Why a node did not start.
@@ -80,7 +83,8 @@ struct Inner {
     clock: Arc<HybridClock>,
     disk: DiskGuard,
     endpoint: Endpoint,
-    engine: Handle,
+    strong: StrongHandle,
+    eventual: EventualHandle,
     router: Router,
     metrics: Metrics,
     stopping: AtomicBool,
@@ -106,37 +110,31 @@ impl Node {
         let Parts { store, committer, network, wall, tls, seed, .. } = parts;
         let identity = NodeIdentity { cluster: config.cluster.clone(), node: config.node };
         let boot = open_node(&*store, &identity)?;
+        let settings = Settings::new(&config, boot, seed);
+        #[cfg(feature = "planted")]
+        let settings = settings.plant(parts.planted);
         let clock = HybridClock::open(store.clone(), wall, config.timing.clock_drift_ms)?;
         let disk = DiskGuard::new(store.clone(), config.disk.reserve_bytes);
-        let endpoint = Endpoint::start(EndpointConfig {
-            me: Identity::node(config.cluster.clone(), config.node),
-            listen: config.listen,
-            tls,
-            limits: Limits {
-                client_connections: config.limits.connections,
-                in_flight: config.limits.in_flight,
-                max_age: config.timing.connection_age,
-                ..Limits::default()
-            },
-            rng_seed: seed,
-            network,
-        })?;
-        let (link, pumps) = wiring::strong(endpoint.peers());
-        let settings = EngineConfig {
-            tick: config.timing.tick,
-            election: config.timing.election_ticks..config.timing.election_ticks * 5 / 3,
-            heartbeat: config.timing.heartbeat_ticks,
-            no_quorum_after: config.timing.no_quorum,
-            value_max: config.limits.value_bytes,
-            seed: seed.unwrap_or_else(|| u64::from(config.node.0) << 32 ^ boot.0),
-            #[cfg(feature = "planted")]
-            planted: parts.planted,
-            ..EngineConfig::new(config.node, boot)
-        };
-        let (engine, driver) =
-            StrongEngine::start(settings, store.clone(), committer.clone(), clock.clone(), disk.clone(), link)?;
-        let (router, follow) =
-            Router::start(router_config(&config, boot), engine.clone(), follow_peers(endpoint.peers().clone()));
+        let endpoint = Endpoint::start(settings::endpoint(&config, tls, seed, network))?;
+        let (link, strong_pumps) = wiring::strong(endpoint.peers());
+        let (strong, strong_driver) = StrongEngine::start(
+            settings.strong,
+            store.clone(),
+            committer.clone(),
+            clock.clone(),
+            disk.clone(),
+            link,
+        )?;
+        let (link, eventual_pumps) = wiring::eventual(endpoint.peers());
+        let (eventual, eventual_driver) = EventualEngine::start(
+            settings.eventual,
+            store.clone(),
+            committer.clone(),
+            clock.clone(),
+            disk.clone(),
+            link,
+        );
+        let (router, follow) = Router::start(settings.router, strong.clone(), eventual.clone(), follow_peers(endpoint.peers().clone()));
         let mut metrics = Metrics::new(VERSION, config.node.0, config.cluster.as_str());
         metrics.collect(Durable { store: store.clone(), committer: committer.clone() });
         let node = Node {
@@ -148,7 +146,8 @@ impl Node {
                 clock,
                 disk,
                 endpoint,
-                engine,
+                strong,
+                eventual,
                 router,
                 metrics,
                 stopping: AtomicBool::new(false),
@@ -158,8 +157,9 @@ impl Node {
                 config,
             }),
         };
-        node.run("the way to the peers", pumps.map(|()| "it ended".into()));
-        node.run("the strong engine", driver.map(|()| "it ended".into()));
+        node.run("the way to the peers", join(strong_pumps, eventual_pumps).map(|_| "it ended".into()));
+        node.run("the strong engine", strong_driver.map(|()| "it ended".into()));
+        node.run("the eventual engine", eventual_driver.map(|error| error.to_string()));
         node.run("the router", follow.map(|error| error.to_string()));
         node.run("the store", {
             let committer = node.inner.committer.clone();
@@ -192,7 +192,7 @@ impl Node {
         if self.inner.stopping.load(Ordering::Relaxed) {
             return Err("stopping".into());
         }
-        match self.inner.engine.group(NamespaceId::SYSTEM, Epoch::FIRST) {
+        match self.inner.strong.group(NamespaceId::SYSTEM, Epoch::FIRST) {
             Some(group) if group.leader.is_none() => Err("waiting for a leader of the catalog".into()),
             Some(_) if self.inner.router.ready() => Ok(()),
             _ => Err("catching up with the catalog".into()),
@@ -256,7 +256,9 @@ impl Node {
             ready: self.ready().is_ok(),
             hlc_drift_ms: inner.clock.last().millis().saturating_sub(inner.clock.wall_ms()),
             status: &status,
-            strong: &inner.engine.metrics(),
+            strong: &inner.strong.metrics(),
+            eventual: &inner.eventual.metrics(),
+            gossip: &inner.eventual.alive(),
             transport: &inner.endpoint.stats(),
         })
     }
@@ -280,7 +282,7 @@ impl Node {
             }
         };
         let orderly = async {
-            tokio::join!(inner.engine.shutdown(), drained);
+            tokio::join!(inner.strong.shutdown(), inner.eventual.shutdown(), drained);
             inner.endpoint.shutdown().await;
             self.kill();
             inner.committer.stop().await;
@@ -336,17 +338,6 @@ impl Node {
                 let _ = watcher.send(why.clone());
             }
         }
-    }
-}
-
-fn router_config(config: &Resolved, boot: Boot) -> RouterConfig {
-    RouterConfig {
-        cluster: config.cluster.clone(),
-        me: config.node,
-        boot,
-        address: config.advertise.clone(),
-        founders: config.founders.iter().map(|(id, address)| Founder { id: *id, address: address.clone() }).collect(),
-        value_max: config.limits.value_bytes,
     }
 }
 

@@ -9,7 +9,8 @@ use std::{
 };
 
 use bytes::Bytes;
-use duet_engine_strong::PeerLink;
+use duet_engine_eventual::PeerLink as EventualLink;
+use duet_engine_strong::PeerLink as StrongLink;
 use duet_proto::NodeId;
 use duet_transport::{Lane, Peers};
 use futures::{FutureExt, StreamExt, future::join, stream::FuturesUnordered};
@@ -17,6 +18,10 @@ use tokio::sync::mpsc;
 
 /// Frames on their way from the engine to the transport. The transport's own queues come after it, so it is short.
 const RAFT_OUT: usize = 256;
+/// Pushes and anti-entropy on their way.
+const SYNC_OUT: usize = 256;
+/// Gossip on its way.
+const GOSSIP_OUT: usize = 64;
 /// Pieces of snapshots on their way; each is up to 256 KiB.
 const BULK_OUT: usize = 32;
 /// Pieces that wait for one peer; more than the engine sends without being asked again.
@@ -25,11 +30,11 @@ const BULK_BACKLOG: usize = 64;
 type Frames = mpsc::Receiver<(NodeId, Bytes)>;
 
 /// Connects the strong engine to its lanes. The future carries what goes out; it ends with the engine.
-pub(crate) fn strong(peers: &Peers) -> (PeerLink, impl Future<Output = ()> + Send + 'static) {
+pub(crate) fn strong(peers: &Peers) -> (StrongLink, impl Future<Output = ()> + Send + 'static) {
     let (raft_out, raft) = mpsc::channel(RAFT_OUT);
     let (bulk_out, bulk) = mpsc::channel(BULK_OUT);
     let link =
-        PeerLink { raft_out, raft_in: incoming(peers, Lane::Raft), bulk_out, bulk_in: incoming(peers, Lane::Bulk) };
+        StrongLink { raft_out, raft_in: incoming(peers, Lane::Raft), bulk_out, bulk_in: incoming(peers, Lane::Bulk) };
     let to = peers.clone();
     let send = move |node, piece| {
         let to = to.clone();
@@ -39,6 +44,16 @@ pub(crate) fn strong(peers: &Peers) -> (PeerLink, impl Future<Output = ()> + Sen
         }
     };
     (link, join(hasty(Lane::Raft, raft, peers.clone()), patient(bulk, send)).map(drop))
+}
+
+/// Connects the eventual engine to its lanes, likewise.
+pub(crate) fn eventual(peers: &Peers) -> (EventualLink, impl Future<Output = ()> + Send + 'static) {
+    let (sync_out, sync) = mpsc::channel(SYNC_OUT);
+    let (gossip_out, gossip) = mpsc::channel(GOSSIP_OUT);
+    let (sync_in, gossip_in) = (incoming(peers, Lane::Sync), incoming(peers, Lane::Gossip));
+    let link = EventualLink { sync_out, sync_in, gossip_out, gossip_in };
+    let pumps = join(hasty(Lane::Sync, sync, peers.clone()), hasty(Lane::Gossip, gossip, peers.clone()));
+    (link, pumps.map(drop))
 }
 
 fn incoming(peers: &Peers, lane: Lane) -> Frames {

@@ -121,6 +121,12 @@ pub(super) const KEYS: &[Key] = &[
         Some("33554432"),
         "Memory for the store's block cache",
     ),
+    key(
+        "gossip",
+        Kind::Choice(&["on", "off"]),
+        Some("on"),
+        "Whether nodes tell each other who lives and how far their eventual namespaces are; nothing depends on it",
+    ),
     key("log.format", Kind::Choice(&["text", "json"]), Some("text"), "How lines are written to standard error"),
     key("log.level", Kind::Text, Some("info"), "A level, or directives such as `info,duet_node=debug`"),
     key("timing.tick_ms", number("ms", 5, 1000), Some("50"), "The engines' unit of time"),
@@ -142,6 +148,18 @@ pub(super) const KEYS: &[Key] = &[
         number("ms", 1, 60_000),
         Some("500"),
         "How far ahead of this node's clock another node's time may be",
+    ),
+    key(
+        "timing.token_wait_ms",
+        number("ms", 0, 60_000),
+        Some("2000"),
+        "How long a read of an eventual namespace waits for what its session has seen",
+    ),
+    key(
+        "timing.gossip_ms",
+        number("ms", 50, 10_000),
+        Some("500"),
+        "How often a node gossips with a few others; see `gossip`",
     ),
     key("timing.request_ms", number("ms", 100, 3_600_000), Some("60000"), "Longest time a request may ask to wait"),
     key(

@@ -95,6 +95,9 @@ pub struct Resolved {
     pub limits: Limits,
     /// Its disk.
     pub disk: Disk,
+    /// How often it gossips; `None`: not at all. Gossip takes time and chance from the system, so the simulation runs
+    /// without.
+    pub gossip: Option<Duration>,
     /// Its log.
     pub log: Log,
     /// Its times.
@@ -154,6 +157,8 @@ pub struct Timing {
     pub no_quorum: Duration,
     /// How far ahead another node's time may be, in milliseconds.
     pub clock_drift_ms: u64,
+    /// How long a read of an eventual namespace waits for what its session has seen.
+    pub token_wait: Duration,
     /// Longest time a request may ask to wait.
     pub request: Duration,
     /// Age at which connections are renewed.
@@ -163,7 +168,7 @@ pub struct Timing {
 }
 
 impl Resolved {
-    /// The defaults, for a node of a simulation or a test: no HTTP, no files.
+    /// The defaults, for a node of a simulation or a test: no HTTP, no files, no gossip.
     ///
     /// # Panics
     /// Never: the table of keys has valid defaults, which a test checks.
@@ -187,6 +192,7 @@ impl Resolved {
             founders,
             limits: read.limits(),
             disk: read.disk(),
+            gossip: None,
             log: Log { json: false, level: "info".into() },
             timing: read.timing().expect("the defaults are valid"),
         }
@@ -233,6 +239,7 @@ impl Resolved {
             founders,
             limits: read.limits(),
             disk: read.disk(),
+            gossip: (read.text("gossip")? == "on").then(|| Duration::from_millis(read.number("timing.gossip_ms"))),
             log: Log {
                 json: read.text("log.format")? == "json",
                 level: read.checked("log.level", |text| match tracing_subscriber::EnvFilter::try_new(text) {
@@ -372,6 +379,7 @@ impl Reader<'_> {
             election_ticks: self.number("timing.election_ticks") as u32,
             no_quorum: ms("timing.no_quorum_ms"),
             clock_drift_ms: self.number("timing.clock_drift_ms"),
+            token_wait: ms("timing.token_wait_ms"),
             request: ms("timing.request_ms"),
             connection_age: Duration::from_secs(self.number("timing.connection_age_s")),
             stop: ms("timing.stop_ms"),
@@ -433,6 +441,8 @@ value_bytes = 2_000_000
         assert_eq!(config.timing.election_ticks, 12);
         assert_eq!(config.advertise, "b.example:7400", "the founders' entry");
         assert_eq!(config.founders.len(), 2);
+        assert_eq!(config.gossip, Some(Duration::from_millis(500)));
+        assert_eq!(resolve(FILE, &["--gossip", "off"]).unwrap().gossip, None);
         let founders = resolve(FILE, &["--founders", "7=x:1,8=[::1]:2"]).unwrap().founders;
         assert_eq!(founders[&NodeId(8)], "[::1]:2");
     }

@@ -7,13 +7,17 @@
 mod durable;
 mod eventual;
 
-use std::sync::{
-    Mutex, PoisonError,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
-use duet_engine_strong::Metrics as EngineMetrics;
-use duet_proto::{GroupRole, Mode, NamespaceStatus, NodeStatus, QuorumHealth, Request, Response};
+use duet_engine_eventual::{Metrics as EventualMetrics, NodeWord};
+use duet_engine_strong::Metrics as StrongMetrics;
+use duet_proto::{GroupRole, Mode, NamespaceStatus, NodeId, NodeStatus, QuorumHealth, Request, Response};
 use duet_transport::{Lane, Stats};
 use prometheus_client::{
     encoding::{EncodeLabelSet, text},
@@ -64,6 +68,11 @@ struct Member {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Peer {
+    peer: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct LaneOf {
     lane: String,
     direction: &'static str,
@@ -89,7 +98,9 @@ pub(crate) struct Seen<'a> {
     pub(crate) ready: bool,
     pub(crate) hlc_drift_ms: u64,
     pub(crate) status: &'a NodeStatus,
-    pub(crate) strong: &'a EngineMetrics,
+    pub(crate) strong: &'a StrongMetrics,
+    pub(crate) eventual: &'a EventualMetrics,
+    pub(crate) gossip: &'a BTreeMap<NodeId, NodeWord>,
     pub(crate) transport: &'a Stats,
 }
 
@@ -121,6 +132,11 @@ pub(crate) struct Metrics {
     lag: Family<Member, Gauge<u64, AtomicU64>>,
     groups: Family<InState, Gauge<u64, AtomicU64>>,
     engine: Family<Event, Counter>,
+    spaces: Family<InState, Gauge<u64, AtomicU64>>,
+    eventual: Family<Event, Counter>,
+    alive: Family<Peer, Gauge>,
+    word_lag: Family<Member, Gauge<f64, AtomicU64>>,
+    word_epoch: Family<Member, Gauge>,
     lanes: Family<LaneOf, Counter>,
     refusals: Family<Reason, Counter>,
 }
@@ -171,6 +187,16 @@ impl Metrics {
             lag: add(r, "raft_member_lag_entries", "On the leader: entries that the member lacks", Family::default()),
             groups: add(r, "raft_groups", "Raft groups held, by what they do", Family::default()),
             engine: add(r, "raft_events", "What the strong engine did, by kind", Family::default()),
+            spaces: add(r, "eventual_replicas", "Eventual replicas held, by what they do", Family::default()),
+            eventual: add(r, "eventual_events", "What the eventual engine did, by kind", Family::default()),
+            alive: add(r, "gossip_peer_alive", "1 if the peer lives, as gossip has it", Family::default()),
+            word_lag: add(
+                r,
+                "gossip_lag_seconds",
+                "What the member said last of its lag, as gossip has it",
+                Family::default(),
+            ),
+            word_epoch: add(r, "gossip_epoch", "The member's epoch, as gossip has it", Family::default()),
             lanes: add(r, "lane_bytes", "Bytes between nodes, by lane and direction", Family::default()),
             refusals: add(r, "connections_refused", "Connections refused or ended, by reason", Family::default()),
             rendering: Mutex::default(),
@@ -202,14 +228,17 @@ impl Metrics {
     pub(crate) fn render(&self, seen: &Seen<'_>) -> Result<String, std::fmt::Error> {
         let _rendering = self.rendering.lock().unwrap_or_else(PoisonError::into_inner);
         self.refresh(seen);
-        self.mirror(seen.strong, seen.transport);
+        self.refresh_gossip(seen);
+        self.mirror_strong(seen.strong);
+        self.mirror_eventual(seen.eventual);
+        self.mirror_transport(seen.transport);
         let mut out = String::new();
         text::encode(&mut out, &self.registry)?;
         Ok(out)
     }
 
-    /// Puts what others count into the registry.
-    fn mirror(&self, engine: &EngineMetrics, transport: &Stats) {
+    /// Puts what the endpoint counts into the registry.
+    fn mirror_transport(&self, transport: &Stats) {
         self.connections.set(transport.clients);
         for (lane, stats) in Lane::ALL.iter().zip(&transport.lanes) {
             for (direction, bytes) in [("sent", stats.sent_bytes), ("received", stats.received_bytes)] {
@@ -221,6 +250,9 @@ impl Metrics {
             let label = Reason { reason: refusal.label() };
             self.refusals.get_or_create(&label).inner().store(*count, Ordering::Relaxed);
         }
+    }
+
+    fn mirror_strong(&self, engine: &StrongMetrics) {
         let groups = [
             ("held", engine.groups),
             ("leading", engine.leading),
@@ -247,6 +279,48 @@ impl Metrics {
             ("steps", engine.steps),
         ] {
             self.engine.get_or_create(&Event { event }).inner().store(count, Ordering::Relaxed);
+        }
+    }
+
+    fn mirror_eventual(&self, engine: &EventualMetrics) {
+        for (state, count) in [("held", engine.spaces), ("failed", engine.failed), ("open", engine.open)] {
+            self.spaces.get_or_create(&InState { state }).set(count);
+        }
+        for (event, count) in [
+            ("writes", engine.writes),
+            ("not_enough_copies", engine.not_enough_copies),
+            ("clock_skew", engine.clock_skew),
+            ("reads", engine.reads),
+            ("token_waits", engine.token_waits),
+            ("token_not_covered", engine.token_not_covered),
+            ("steps", engine.steps),
+            ("commits", engine.commits),
+            ("frames_sent", engine.frames_out),
+            ("frames_received", engine.frames_in),
+            ("frames_dropped", engine.dropped),
+            ("frames_malformed", engine.malformed),
+            ("messages_unknown", engine.unknown),
+            ("messages_refused_disk_full", engine.disk_refused),
+            ("gossip_restarts", engine.gossip_restarts),
+            ("gossip_malformed", engine.gossip_malformed),
+        ] {
+            self.eventual.get_or_create(&Event { event }).inner().store(count, Ordering::Relaxed);
+        }
+    }
+
+    /// What gossip says of the others, of the namespaces that this node holds too: it knows no other names.
+    fn refresh_gossip(&self, seen: &Seen<'_>) {
+        self.alive.clear();
+        self.word_lag.clear();
+        self.word_epoch.clear();
+        for (node, word) in seen.gossip {
+            self.alive.get_or_create(&Peer { peer: node.0 }).set(word.alive.into());
+            for state in seen.status.namespaces.iter().filter(|state| state.mode == Mode::Eventual) {
+                let Some(space) = word.namespaces.get(&state.id) else { continue };
+                let member = Member { namespace: state.name.to_string(), member: node.0 };
+                self.word_lag.get_or_create(&member).set(space.lag_ms as f64 / 1e3);
+                self.word_epoch.get_or_create(&member).set(space.epoch.0.into());
+            }
         }
     }
 
@@ -356,6 +430,7 @@ fn quorum(health: QuorumHealth) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use duet_engine_eventual::SpaceWord;
     use duet_proto::{
         Boot, ClockFault, Digest, Epoch, EventualStatus, Hlc, MemberProgress, NamespaceId, NamespaceName, NodeId,
         Phase,
@@ -403,8 +478,18 @@ mod tests {
     }
 
     fn shown(metrics: &Metrics, status: &NodeStatus) -> String {
-        let (strong, transport) = (EngineMetrics::default(), Stats::default());
-        let seen = Seen { ready: true, hlc_drift_ms: 250, status, strong: &strong, transport: &transport };
+        let word =
+            SpaceWord { epoch: Epoch(1), mode: Mode::Eventual, frontier: 0, digest: Digest::default(), lag_ms: 2500 };
+        let word = NodeWord { alive: true, boot: Boot(1), namespaces: BTreeMap::from([(NamespaceId(1), word)]) };
+        let seen = Seen {
+            ready: true,
+            hlc_drift_ms: 250,
+            status,
+            strong: &StrongMetrics::default(),
+            eventual: &EventualMetrics { writes: 9, spaces: 1, ..EventualMetrics::default() },
+            gossip: &BTreeMap::from([(NodeId(3), word), (NodeId(4), NodeWord::default())]),
+            transport: &Stats::default(),
+        };
         metrics.render(&seen).unwrap()
     }
 
@@ -472,6 +557,12 @@ mod tests {
                 "duet_eventual_convergence_seconds_bucket{le=\"0.008\",namespace=\"carts\"} 7",
                 "duet_eventual_convergence_seconds_bucket{le=\"+Inf\",namespace=\"carts\"} 8",
                 "duet_eventual_convergence_seconds_sum{namespace=\"carts\"} 40.0",
+                "duet_eventual_replicas{state=\"held\"} 1",
+                "duet_eventual_events_total{event=\"writes\"} 9",
+                "duet_gossip_peer_alive{peer=\"3\"} 1",
+                "duet_gossip_peer_alive{peer=\"4\"} 0",
+                "duet_gossip_lag_seconds{namespace=\"carts\",member=\"3\"} 2.5",
+                "duet_gossip_epoch{namespace=\"carts\",member=\"3\"} 1",
                 "duet_raft_applied_index{namespace=\"orders\"} 11",
                 "duet_raft_member_lag_entries{namespace=\"orders\",member=\"2\"} 3",
             ],

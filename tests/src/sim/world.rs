@@ -155,7 +155,7 @@ impl World {
             tls: machine.tls.clone(),
             seed: Some(seed),
             #[cfg(feature = "planted")]
-            planted: self.planted,
+            planted: self.planted.map(Into::into),
         };
         let node = Node::start(config, parts).await.map_err(|error| format!("node {id} did not start: {error}"))?;
         machine.node = Some(node);
