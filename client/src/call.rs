@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use duet_proto::{Error, NodeId, Request, Response, frame::RequestFrame};
+use duet_proto::{Error, NamespaceId, NodeId, Request, Response, frame::RequestFrame};
 use duet_transport::NotSent;
 use tokio::{
     sync::oneshot,
@@ -26,6 +26,7 @@ use crate::{
     pool::{NotReached, Reach},
     retry::{Situation, Step, decide, verdict},
     route::{Health, Target, choose},
+    session::Known,
 };
 
 /// Flights of one call at a time.
@@ -45,7 +46,7 @@ const FULL: Duration = Duration::from_millis(2);
 pub(crate) struct Call<'a> {
     /// The namespace it is about.
     pub(crate) space: Option<&'a Space>,
-    /// The leader answers it fastest.
+    /// The leader answers it fastest; otherwise any member does.
     pub(crate) leader: bool,
     /// It may change something.
     pub(crate) write: bool,
@@ -96,6 +97,8 @@ pub(crate) struct Trip<'a> {
     shared: &'a Shared,
     call: Call<'a>,
     frame: RequestFrame,
+    /// The namespace that its name stood for when it began.
+    id: Option<NamespaceId>,
     flights: Vec<Flight>,
     /// Whom this round has asked.
     tried: Vec<Target>,
@@ -120,6 +123,7 @@ impl<'a> Trip<'a> {
         Trip {
             shared,
             frame: RequestFrame { id: 0, timeout_ms: 0, request },
+            id: call.space.map(|space| space.with(|known| known.id)),
             flights: Vec::new(),
             tried: Vec::new(),
             uncertain: false,
@@ -168,17 +172,23 @@ impl<'a> Trip<'a> {
     /// Asks the next one.
     fn launch(&mut self) -> Outcome {
         let now = Instant::now();
-        let leader = self.call.space.filter(|_| self.call.leader).and_then(|s| s.with(|known| known.leader));
-        // The usual case: the leader is known, connected and well.
+        if !self.call.safe && self.waits() {
+            self.next = None;
+            return None;
+        }
+        let leads = self.call.leader;
+        let best = |known: &mut Known| if leads { known.leader } else { known.last };
+        let favourite = self.call.space.and_then(|space| space.with(best));
+        // The usual case: whoever answers best is known, connected and well.
         if self.tried.is_empty()
             && self.call.pinned.is_none()
-            && let Some(line) = leader.and_then(|node| self.shared.pool.ready(node))
+            && let Some(line) = favourite.and_then(|node| self.shared.pool.ready(node))
         {
             self.tried.push(Target::Node(line.node));
             return self.send(line);
         }
         let members = self.members();
-        let mut candidates = self.shared.pool.candidates(&members, leader, &self.tried);
+        let mut candidates = self.shared.pool.candidates(&members, favourite, &self.tried);
         if let Some(node) = self.call.pinned {
             candidates.retain(|c| c.target == Target::Node(node));
         }
@@ -189,7 +199,7 @@ impl<'a> Trip<'a> {
             return self.next_round(now);
         };
         self.tried.push(target);
-        if let Some(node) = leader.filter(|node| target != Target::Node(*node)) {
+        if let Some(node) = favourite.filter(|node| leads && target != Target::Node(*node)) {
             self.shared.pool.warm(node);
         }
         match self.shared.pool.reach(target) {
@@ -250,7 +260,7 @@ impl<'a> Trip<'a> {
         match line.ask(&mut self.frame) {
             Ok(asked) => {
                 self.flights.push(Flight::Waiting(line, asked, now));
-                self.next = self.call.safe.then(|| now + self.shared.options.patience);
+                self.next = Some(now + self.shared.options.patience);
             }
             Err(NotSent::Full) => {
                 self.tried.retain(|t| *t != Target::Node(line.node));
@@ -273,7 +283,7 @@ impl<'a> Trip<'a> {
         self.flights.iter().find_map(|f| if let Flight::Waiting(.., since) = f { Some(*since) } else { None })
     }
 
-    /// Whoever has been asked for too long is suspect from now on; the next one is asked too.
+    /// Whoever has been asked for too long is suspect from now on; the next one is asked too, where that does no harm.
     fn overdue(&mut self) {
         let now = Instant::now();
         for flight in &self.flights {
@@ -358,6 +368,7 @@ impl<'a> Trip<'a> {
             Step::Learn => {
                 // Boxed: the topology is asked for by a call like this one.
                 Box::pin(self.shared.refresh(self.give_up)).await;
+                self.forget_token();
                 if !self.untried() {
                     self.tried.clear();
                 }
@@ -366,6 +377,15 @@ impl<'a> Trip<'a> {
         }
         self.last = Some(error);
         None
+    }
+
+    /// What was seen of a namespace says nothing of another one that has its name now.
+    fn forget_token(&mut self) {
+        if let Request::Data(data) = &mut self.frame.request
+            && self.call.space.map(|space| space.with(|known| known.id)) != self.id
+        {
+            data.token = None;
+        }
     }
 
     fn redirect(&mut self, error: &Error) {
@@ -378,6 +398,7 @@ impl<'a> Trip<'a> {
             space.with(|known| {
                 known.members = members.iter().map(|(node, _)| *node).collect();
                 known.leader = known.members.first().copied();
+                known.last = known.last.filter(|last| known.members.contains(last));
             });
         }
     }

@@ -98,6 +98,14 @@ impl Builder {
         self
     }
 
+    /// Whether eventual namespaces show this client its own writes and never go back in time for it; see
+    /// [`CallOptions::session`].
+    #[must_use]
+    pub fn session(mut self, session: bool) -> Builder {
+        self.options.call.session = session;
+        self
+    }
+
     /// Another network than UDP: the simulated one.
     #[must_use]
     pub fn network(mut self, network: Arc<dyn Network>) -> Builder {
@@ -331,7 +339,7 @@ impl Shared {
             namespace: space.name.clone(),
             op,
             attempt: ticket.as_ref().map(|ticket| ticket.1),
-            token: if options.session { space.with(|known| known.token.clone()) } else { None },
+            token: if options.session { space.with(|known| known.seen.show()) } else { None },
             consistency: options.consistency,
         };
         let mut round = 0;
@@ -352,7 +360,12 @@ impl Shared {
                 other => other?,
             };
             let Response::Data(answer) = answered.response else { return Err(unexpected(&answered)) };
-            space.with(|known| known.learn(Some(answered.from.node), &answer.meta));
+            space.with(|known| {
+                known.learn(answered.from.node, &answer.meta);
+                if let Some(token) = answer.meta.token.as_ref().filter(|_| options.session) {
+                    known.seen.answered(request.token.as_ref(), token);
+                }
+            });
             return Ok((answer.outcome, answer.meta));
         }
     }
@@ -374,7 +387,7 @@ impl Shared {
         };
         let call = Call { write: false, safe: true, ..call };
         if let Ok(Answered { response: Response::Data(answer), from }) = self.run(call, Request::Data(probe)).await {
-            space.with(|known| known.learn(Some(from.node), &answer.meta));
+            space.with(|known| known.learn(from.node, &answer.meta));
         }
         space.with(|known| known.reach(known.epoch, floor));
     }

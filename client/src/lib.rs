@@ -11,14 +11,22 @@
 //!
 //! **Where a request goes.** To the leader of a strong namespace, as the last answer named it (by way of another member
 //! until that is connected); to any member for local
-//! reads and eventual namespaces, always the same one while it answers. A member that lets a request wait is asked
+//! reads and eventual namespaces, the one that answered last while it answers. A member that lets a request wait is asked
 //! no more until it answers again; where a second try does no harm, another member is asked beside it, which
 //! is what carries a client over the death of a leader in less time than an election takes.
 //!
 //! **What is retried.** Reads always. Writes to strong namespaces because each carries a [`Try`](duet_proto::Try): the
 //! replicated state remembers its answer, so that a write sent three times is done once. Writes to eventual namespaces
-//! and administration only if nothing can have been done; else they end as `OutcomeUnknown`, which is the truth. No
-//! call ever says that nothing was done if something may have been.
+//! and administration only if nothing can have been done (a member refused it, or it was never sent); else they end as
+//! `OutcomeUnknown`, which is the truth. Nobody remembers an eventual write, and one that is sent again gets another,
+//! later stamp: it could undo what another client wrote in between. No call ever says that nothing was done if
+//! something may have been.
+//!
+//! **What a session sees.** A client is a session: in eventual namespaces it reads its own writes, never goes back in
+//! time, and writes on top of what it has read, whichever members answer. Each request shows a [`Token`] of what the
+//! session has seen. A member that has not yet seen as much says so ([`Error::TokenNotCovered`]); another one is asked,
+//! until the timeout. [`Builder::session`] turns this off, [`Namespace::session`] for some requests,
+//! [`Namespace::token`] and [`Namespace::resume`] carry it to another client.
 //!
 //! **What is bounded.** Requests in flight ([`Options::in_flight`]), the tries of one call at a time, time (every call
 //! has a deadline), and what the transport queues. A call that is dropped leaves nothing behind.
@@ -53,6 +61,7 @@ mod pool;
 mod retry;
 mod route;
 mod scan;
+mod seen;
 mod session;
 mod txn;
 

@@ -94,12 +94,12 @@ impl Namespace {
     /// What the session has seen of it in eventual mode: hand it to another client with [`Namespace::resume`].
     #[must_use]
     pub fn token(&self) -> Option<Token> {
-        self.space.with(|known| known.token.clone())
+        self.space.with(|known| known.seen.show())
     }
 
     /// Joins what another session has seen into this one's.
     pub fn resume(&self, token: &Token) {
-        self.space.with(|known| known.see(token));
+        self.space.with(|known| known.seen.join(token));
     }
 
     /// The value of a key.

@@ -83,7 +83,9 @@ pub struct CallOptions {
     /// How reads of a strong namespace are served. Default linearizable.
     pub consistency: Consistency,
     /// Whether an eventual namespace shows this client its own writes and never goes back in time for it, whichever
-    /// member answers. Default true.
+    /// member answers. Default true. A read that cannot be satisfied in time ends as `TokenNotCovered`; without the
+    /// session's guarantees any member answers at once with what it holds. Such a request takes no part in the
+    /// session: what it sees or writes is not remembered either.
     pub session: bool,
     /// Whether a write to a strong namespace carries what makes its retries exactly once. Default true. Without it a
     /// write is sent once, and a broken connection ends it as `OutcomeUnknown`.

@@ -98,7 +98,12 @@ impl Pool {
     }
 
     /// Everyone who may be asked.
-    pub(crate) fn candidates(&self, members: &[NodeId], leader: Option<NodeId>, tried: &[Target]) -> Vec<Candidate> {
+    pub(crate) fn candidates(
+        &self,
+        members: &[NodeId],
+        favourite: Option<NodeId>,
+        tried: &[Target],
+    ) -> Vec<Candidate> {
         let now = Instant::now();
         self.with(|book| {
             let candidate = |(&target, entry): (&Target, &Entry)| {
@@ -106,7 +111,7 @@ impl Pool {
                 Candidate {
                     target,
                     member: members.iter().any(is),
-                    leader: leader.as_ref().is_some_and(is),
+                    favourite: favourite.as_ref().is_some_and(is),
                     health: entry.health(now),
                     tried: tried.contains(&target),
                 }

@@ -65,6 +65,8 @@ pub(crate) fn decide(error: &Error, at: Situation) -> Step {
         (Error::NoQuorum { .. }, _) => Step::Grace,
         (Error::NotHere { .. }, _) => Step::Redirect,
         (Error::EpochChanged { .. } | Error::Changing { .. }, _) => Step::Learn,
+        // The namespace may be another one of the same name, which has never seen what the token has.
+        (Error::TokenNotCovered { .. }, _) if !at.untried => Step::Learn,
         (Error::SessionExpired { .. }, _) if at.uncertain => Step::Give,
         (Error::SessionExpired { .. }, _) => Step::Refresh,
         (_, Class::Retry) if at.untried => Step::Elsewhere,

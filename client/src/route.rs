@@ -30,8 +30,8 @@ pub(crate) struct Candidate {
     pub(crate) target: Target,
     /// Holds the namespace. A node that does not can say who does.
     pub(crate) member: bool,
-    /// Leads it, as far as is known, and the request is one for the leader.
-    pub(crate) leader: bool,
+    /// Answers it best, as far as is known: the leader, if the request is one for it, else who answered last.
+    pub(crate) favourite: bool,
     pub(crate) health: Health,
     /// Was asked in this round.
     pub(crate) tried: bool,
@@ -51,7 +51,7 @@ pub(crate) fn choose(candidates: &[Candidate], turn: usize) -> Option<Target> {
                 c.health == Health::Suspect,
                 Reverse(c.member),
                 c.health,
-                Reverse(c.leader),
+                Reverse(c.favourite),
                 (at + count - turn % count) % count,
             )
         })
@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     fn member(node: u32, health: Health) -> Candidate {
-        Candidate { target: Target::Node(NodeId(node)), member: true, leader: false, health, tried: false }
+        Candidate { target: Target::Node(NodeId(node)), member: true, favourite: false, health, tried: false }
     }
 
     fn node(node: u32) -> Option<Target> {
@@ -75,7 +75,7 @@ mod tests {
         let mut all = [
             member(1, Health::Cold),
             member(2, Health::Ready),
-            Candidate { leader: true, ..member(3, Health::Ready) },
+            Candidate { favourite: true, ..member(3, Health::Ready) },
             Candidate { member: false, ..member(4, Health::Ready) },
         ];
         for expected in [3, 2, 1, 4] {
@@ -89,7 +89,7 @@ mod tests {
     #[test]
     fn a_suspect_leader_comes_last() {
         let all = [
-            Candidate { leader: true, ..member(1, Health::Suspect) },
+            Candidate { favourite: true, ..member(1, Health::Suspect) },
             member(2, Health::Cold),
             Candidate { member: false, ..member(3, Health::Ready) },
         ];

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use duet_proto::{Epoch, Meta, Mode, NamespaceId, NamespaceInfo, NodeId, SessionId, Token, Try};
+use duet_proto::{Epoch, Meta, Mode, NamespaceId, NamespaceInfo, NodeId, SessionId, Try};
+
+use crate::seen::Seen;
 
 /// The numbers of a session's writes to one namespace.
 ///
@@ -47,8 +49,10 @@ pub(crate) struct Known {
     pub(crate) leader: Option<NodeId>,
     /// The members, as last heard.
     pub(crate) members: Vec<NodeId>,
+    /// Who answered last: where any member can answer, it is asked again.
+    pub(crate) last: Option<NodeId>,
     /// What this session has seen of it in eventual mode.
-    pub(crate) token: Option<Token>,
+    pub(crate) seen: Seen,
     /// The numbers of the writes.
     pub(crate) window: Window,
 }
@@ -67,22 +71,12 @@ impl Known {
     }
 
     /// Learns from an answer that `node` gave.
-    pub(crate) fn learn(&mut self, node: Option<NodeId>, meta: &Meta) {
+    pub(crate) fn learn(&mut self, node: NodeId, meta: &Meta) {
         self.reach(meta.epoch, meta.position);
+        self.last = Some(node);
         if meta.epoch >= self.epoch {
             // An answer that names no other leader came from it, if the namespace has one.
-            self.leader = meta.leader.or(if meta.position > 0 { node } else { None });
-        }
-        if let Some(token) = &meta.token {
-            self.see(token);
-        }
-    }
-
-    /// Joins a token into the session's.
-    pub(crate) fn see(&mut self, token: &Token) {
-        match &mut self.token {
-            Some(mine) => join(mine, token),
-            none => *none = Some(token.clone()),
+            self.leader = meta.leader.or(if meta.position > 0 { Some(node) } else { None });
         }
     }
 
@@ -104,27 +98,12 @@ impl Known {
         self.mode = Some(info.mode);
         self.members.clone_from(&info.members);
         self.leader = info.leader.or(self.leader).filter(|leader| info.members.contains(leader));
-    }
-}
-
-/// Joins what two tokens have seen. One of a later epoch stands for everything of the earlier ones: the member that
-/// gave it was shown the earlier token, and answers only if it covers that.
-pub(crate) fn join(mine: &mut Token, other: &Token) {
-    if other.epoch > mine.epoch {
-        mine.clone_from(other);
-    } else if other.epoch == mine.epoch {
-        for &(node, hlc) in &other.seen {
-            match mine.seen.binary_search_by_key(&node, |(n, _)| *n) {
-                Ok(at) => mine.seen[at].1 = mine.seen[at].1.max(hlc),
-                Err(at) => mine.seen.insert(at, (node, hlc)),
-            }
-        }
+        self.last = self.last.filter(|last| info.members.contains(last));
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use duet_proto::Hlc;
     use proptest::prelude::*;
 
     use super::*;
@@ -145,30 +124,6 @@ mod tests {
                 prop_assert_eq!(window.answered_below(), expected);
             }
         }
-
-        #[test]
-        fn tokens_join_as_vectors_do(a in tokens(), b in tokens()) {
-            let mut ab = a.clone();
-            join(&mut ab, &b);
-            let mut ba = b.clone();
-            join(&mut ba, &a);
-            prop_assert_eq!(&ab, &ba);
-            let once = ab.clone();
-            join(&mut ab, &b);
-            prop_assert_eq!(&ab, &once);
-            prop_assert!(ab.seen.is_sorted_by_key(|(node, _)| *node));
-            for (node, hlc) in a.seen.iter().filter(|_| a.epoch == ab.epoch) {
-                prop_assert!(ab.seen.iter().any(|(n, h)| n == node && h >= hlc));
-            }
-        }
-    }
-
-    fn tokens() -> impl Strategy<Value = Token> {
-        (1u32..3, prop::collection::btree_map(1u32..5, 0u64..9, 0..4)).prop_map(|(epoch, seen)| Token {
-            epoch: Epoch(epoch),
-            // Two tokens of one epoch differ only in what they saw; make equal epochs of unequal content common.
-            seen: seen.into_iter().map(|(node, hlc)| (NodeId(node), Hlc(hlc))).collect(),
-        })
     }
 
     #[test]
@@ -218,9 +173,9 @@ mod tests {
     fn the_leader_is_who_answers_without_naming_another() {
         let mut known = Known::default();
         let meta = |leader| Meta { epoch: Epoch(1), position: 5, leader, token: None };
-        known.learn(Some(NodeId(3)), &meta(Some(NodeId(2))));
+        known.learn(NodeId(3), &meta(Some(NodeId(2))));
         assert_eq!(known.leader, Some(NodeId(2)));
-        known.learn(Some(NodeId(2)), &meta(None));
+        known.learn(NodeId(2), &meta(None));
         assert_eq!(known.leader, Some(NodeId(2)));
     }
 }

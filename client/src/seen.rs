@@ -1,0 +1,126 @@
+//! What a session has seen of an eventual namespace, and what it therefore asks of the member that answers next.
+//!
+//! Every answer carries a token: what its member holds, joined with the stamps that were returned. Shown with the next
+//! request, it makes that read see at least as much, and that write take a later stamp, whichever member answers:
+//! read your writes, monotonic reads, writes follow reads (Terry et al., PDIS 1994).
+//!
+//! Frontiers of different epochs cannot be compared, so a token is of one epoch. A member of a later epoch answers a
+//! request only if the base of its epoch covers the token that was shown: its answer stands for that token, and for
+//! nothing else that was seen before.
+//!
+//! ```text
+//! session                         member in epoch 1     member in epoch 2
+//!   | get, shows 1:<a5>                                    | base covers 1:<a5>
+//!   | put, shows 1:<a5> -----------> | a9, held there alone, not in the base
+//!   |   <- 1:<a9>
+//!   |   <- 2:<…>   replacing 1:<a9> by it would forget the put: the read after it could miss it
+//! ```
+
+use std::collections::BTreeMap;
+
+use duet_proto::{Epoch, Token};
+
+/// A token for each epoch of which something was seen that no answer of a later epoch stands for.
+#[derive(Debug, Default)]
+pub(crate) struct Seen(BTreeMap<Epoch, Token>);
+
+impl Seen {
+    /// What the next request shows. One token fits a request: the earliest, until a later epoch has confirmed it.
+    pub(crate) fn show(&self) -> Option<Token> {
+        self.0.values().next().cloned()
+    }
+
+    /// Joins what another session has seen.
+    pub(crate) fn join(&mut self, token: &Token) {
+        join(self.0.entry(token.epoch).or_insert_with(|| Token { epoch: token.epoch, seen: Vec::new() }), token);
+    }
+
+    /// Joins the token of an answer to a request that showed `shown`.
+    pub(crate) fn answered(&mut self, shown: Option<&Token>, answer: &Token) {
+        if let Some(shown) = shown.filter(|shown| shown.epoch < answer.epoch)
+            && self.0.get(&shown.epoch).is_some_and(|held| covers(shown, held))
+        {
+            self.0.remove(&shown.epoch);
+        }
+        self.join(answer);
+    }
+}
+
+/// Joins what two tokens of one epoch have seen.
+fn join(mine: &mut Token, other: &Token) {
+    for &(node, hlc) in &other.seen {
+        match mine.seen.binary_search_by_key(&node, |(n, _)| *n) {
+            Ok(at) => mine.seen[at].1 = mine.seen[at].1.max(hlc),
+            Err(at) => mine.seen.insert(at, (node, hlc)),
+        }
+    }
+}
+
+/// Whether `token` has seen all that `other`, of the same epoch, has.
+fn covers(token: &Token, other: &Token) -> bool {
+    other.seen.iter().all(|(node, hlc)| token.seen.iter().any(|(n, h)| n == node && h >= hlc))
+}
+
+#[cfg(test)]
+mod tests {
+    use duet_proto::{Hlc, NodeId};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn token(epoch: u32, seen: &[(u32, u64)]) -> Token {
+        Token { epoch: Epoch(epoch), seen: seen.iter().map(|&(node, hlc)| (NodeId(node), Hlc(hlc))).collect() }
+    }
+
+    fn tokens() -> impl Strategy<Value = Token> {
+        prop::collection::btree_map(1u32..5, 0u64..9, 0..4)
+            .prop_map(|seen| token(1, &seen.into_iter().collect::<Vec<_>>()))
+    }
+
+    proptest! {
+        #[test]
+        fn tokens_join_as_vectors_do(a in tokens(), b in tokens(), c in tokens()) {
+            let joined = |tokens: [&Token; 3]| {
+                let mut seen = Seen::default();
+                tokens.into_iter().for_each(|token| seen.answered(None, token));
+                seen.show().unwrap()
+            };
+            let abc = joined([&a, &b, &c]);
+            prop_assert_eq!(&joined([&c, &a, &b]), &abc);
+            prop_assert_eq!(&joined([&abc, &b, &abc]), &abc);
+            prop_assert!(abc.seen.is_sorted_by_key(|(node, _)| *node));
+            prop_assert!([&a, &b, &c].into_iter().all(|token| covers(&abc, token)));
+        }
+    }
+
+    #[test]
+    fn a_later_epoch_stands_for_what_it_was_shown() {
+        let mut seen = Seen::default();
+        assert_eq!(seen.show(), None);
+        seen.answered(None, &token(1, &[(1, 5)]));
+        let shown = seen.show();
+        assert_eq!(shown, Some(token(1, &[(1, 5)])));
+        seen.answered(shown.as_ref(), &token(2, &[(2, 1)]));
+        assert_eq!(seen.show(), Some(token(2, &[(2, 1)])));
+    }
+
+    #[test]
+    fn a_later_epoch_stands_for_nothing_that_it_was_not_shown() {
+        let mut seen = Seen::default();
+        seen.answered(None, &token(1, &[(1, 5)]));
+        let shown = seen.show();
+        // Meanwhile another request of the session has written in epoch 1.
+        seen.answered(shown.as_ref(), &token(1, &[(1, 9)]));
+        seen.answered(shown.as_ref(), &token(2, &[(2, 1)]));
+        assert_eq!(seen.show(), Some(token(1, &[(1, 9)])), "it is still to be confirmed");
+        let shown = seen.show();
+        seen.answered(shown.as_ref(), &token(2, &[(3, 4)]));
+        assert_eq!(seen.show(), Some(token(2, &[(2, 1), (3, 4)])));
+        // Neither does a token of another session's, nor an answer to a request without one.
+        let mut seen = Seen::default();
+        seen.join(&token(1, &[(1, 5)]));
+        seen.join(&token(2, &[(2, 1)]));
+        seen.answered(None, &token(2, &[(2, 2)]));
+        assert_eq!(seen.show(), Some(token(1, &[(1, 5)])));
+    }
+}
