@@ -249,7 +249,7 @@ pub enum Admin {
         /// Its name.
         name: NamespaceName,
     },
-    /// Changes the members of a namespace, by joint consensus where it is strong.
+    /// Changes the members of a namespace: by joint consensus where it is strong, in two phases where it is eventual.
     SetMembers {
         /// Its name.
         name: NamespaceName,
@@ -265,6 +265,13 @@ pub enum Admin {
     RemoveNode {
         /// Which.
         node: NodeId,
+    },
+    /// Changes how many members of an eventual namespace must have synced a write before it is acknowledged.
+    SetCopies {
+        /// Its name.
+        name: NamespaceName,
+        /// How many: from 1 to the number of its members.
+        copies: u32,
     },
 }
 

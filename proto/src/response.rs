@@ -18,7 +18,7 @@ pub enum Response {
     Status(Box<NodeStatus>),
     /// To `ListNamespaces`.
     Namespaces(Vec<NamespaceInfo>),
-    /// To `CreateNamespace`, `ShowNamespace`, `SetMembers`.
+    /// To `CreateNamespace`, `ShowNamespace`, `SetMembers`, `SetCopies`.
     Namespace(NamespaceInfo),
     /// To `AddNode`.
     Node(NodeInfo),

@@ -15,6 +15,7 @@
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
+use duet_engine_eventual::{Frontier, Members};
 use duet_proto::{Boot, Epoch, Mode, NamespaceId, NamespaceName, NodeId};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -58,15 +59,20 @@ pub struct NamespaceRecord {
     pub mode: Mode,
     /// Rises with each change of mode.
     pub epoch: Epoch,
-    /// The nodes that hold it, in order.
+    /// The nodes that hold it and take requests, in order.
     pub members: Vec<NodeId>,
     /// In eventual mode, how many members must have synced a write before it is acknowledged.
     pub copies: u32,
-    /// The voters with which this epoch's Raft group began. All that start from there must agree on them, so they
-    /// stay as they were while `members` changes.
+    /// Rises with each change of who holds the namespace, of `copies`, or of how far such a change has come, and never
+    /// falls: members of an eventual namespace go by the highest that they have seen.
+    pub version: u64,
+    /// The members with which this epoch began. All that start from there must agree on them (they are the first
+    /// voters of a strong namespace's group), so they stay as they were while `members` changes.
     pub initial: Vec<NodeId>,
-    /// Those of `initial` that have been taken out since. One that returns has dropped its log and its votes: it
-    /// starts blank and is brought up to date by the others.
+    /// Those that have been taken out since. In strong mode those of `initial` only: one that returns has dropped its
+    /// log and its votes, so it starts blank and is brought up to date by the others. In eventual mode all: none of
+    /// them may return in this epoch. One that did would go on with its own writes from where the member that it is
+    /// copied from has them, and a member that lacks some before that would take the new ones to follow on what it has.
     pub left: Vec<NodeId>,
     /// Where it stands.
     pub state: NamespaceState,
@@ -77,19 +83,50 @@ pub struct NamespaceRecord {
 pub enum NamespaceState {
     /// Settled.
     Stable,
-    /// From `members` to other ones. Both hold replicas until the group has changed over.
+    /// Strong mode: from `members` to other ones. Both hold replicas until the group has changed over.
     Moving {
         /// The members it is to have.
         to: Vec<NodeId>,
         /// Where it was to move before the target was changed: these may be in the group and keep their replicas.
         also: Vec<NodeId>,
     },
-    /// On its way out. Each member drops its replica and says so here; once a majority has, nothing can be
-    /// acknowledged any more and the entry goes.
+    /// On its way out. Each member drops its replica and says so here; once a majority has, the entry goes.
     Deleting {
         /// The members that have dropped it.
         gone: Vec<NodeId>,
     },
+    /// Eventual mode: the nodes of `to` that are no members receive their first copy. They take no writes and count
+    /// for nothing, so the target can be changed freely.
+    Filling {
+        /// The members it is to have.
+        to: Vec<NodeId>,
+        /// The copies it is to ask for.
+        copies: u32,
+        /// Earlier sets of members, as in `Settling`.
+        before: Vec<Electorate>,
+        /// Those of `to` that have said, at this version, that they hold a first copy.
+        filled: Vec<NodeId>,
+    },
+    /// Eventual mode: `members` and `copies` are the new ones and in force wherever they are known. Until enough of those
+    /// before have moved to this version, and what they held by then is held by every member, they keep their replicas.
+    Settling {
+        /// The sets of members before: those that may have acknowledged writes which are not known to be held by
+        /// every member.
+        before: Vec<Electorate>,
+        /// Of those before: what each held durably when it moved to this version.
+        moved: Vec<(NodeId, Frontier)>,
+        /// Of the members: what each durably holds, at this version.
+        held: Vec<(NodeId, Frontier)>,
+    },
+}
+
+/// Members and how many of them acknowledge a write.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Electorate {
+    /// The members.
+    pub nodes: Vec<NodeId>,
+    /// How many of them had to sync a write.
+    pub copies: u32,
 }
 
 impl NamespaceRecord {
@@ -104,12 +141,38 @@ impl NamespaceRecord {
     pub fn involved(&self) -> BTreeSet<NodeId> {
         let (to, also): (&[_], &[_]) = match &self.state {
             NamespaceState::Moving { to, also } => (to, also),
-            NamespaceState::Stable | NamespaceState::Deleting { .. } => (&[], &[]),
+            NamespaceState::Filling { to, .. } => (to, &[]),
+            NamespaceState::Stable | NamespaceState::Deleting { .. } | NamespaceState::Settling { .. } => (&[], &[]),
         };
-        self.members.iter().chain(to).chain(also).copied().collect()
+        let before = self.before().iter().flat_map(|electorate| &electorate.nodes);
+        self.members.iter().chain(to).chain(also).chain(before).copied().collect()
     }
 
-    /// Whether `node` starts its replica from the group's beginning, rather than blank.
+    /// Earlier sets of members whose writes may not be everywhere.
+    #[must_use]
+    pub fn before(&self) -> &[Electorate] {
+        match &self.state {
+            NamespaceState::Filling { before, .. } | NamespaceState::Settling { before, .. } => before,
+            NamespaceState::Stable | NamespaceState::Moving { .. } | NamespaceState::Deleting { .. } => &[],
+        }
+    }
+
+    /// The members and copies in force.
+    #[must_use]
+    pub fn electorate(&self) -> Electorate {
+        Electorate { nodes: self.members.clone(), copies: self.copies }
+    }
+
+    /// What the replicas of an eventual namespace go by. Whoever holds the namespace without being a member, because it
+    /// receives its first copy or because it is on its way out, is heard and takes no writes.
+    #[must_use]
+    pub fn engine_members(&self) -> Members {
+        let nodes: BTreeSet<_> = self.members.iter().copied().collect();
+        let leaving = self.involved().difference(&nodes).copied().collect();
+        Members { version: self.version, nodes, copies: self.copies, leaving, keep_tombstones: false }
+    }
+
+    /// Whether `node` starts its replica from the epoch's beginning, rather than blank.
     #[must_use]
     pub fn starts(&self, node: NodeId) -> bool {
         self.initial.contains(&node) && !self.left.contains(&node)
@@ -193,6 +256,7 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, EntryError> {
 
 #[cfg(test)]
 mod tests {
+    use duet_proto::Hlc;
     use proptest::prelude::*;
 
     use super::*;
@@ -201,18 +265,34 @@ mod tests {
         prop::collection::vec(any::<u32>().prop_map(NodeId), 0..5)
     }
 
+    fn frontiers() -> impl Strategy<Value = Vec<(NodeId, Frontier)>> {
+        let frontier = prop::collection::vec((any::<u32>(), any::<u64>()), 0..4)
+            .prop_map(|times| times.into_iter().map(|(node, hlc)| (NodeId(node), Hlc(hlc))).collect());
+        prop::collection::vec((any::<u32>().prop_map(NodeId), frontier), 0..3)
+    }
+
+    fn electorates() -> impl Strategy<Value = Vec<Electorate>> {
+        prop::collection::vec((ids(), any::<u32>()).prop_map(|(nodes, copies)| Electorate { nodes, copies }), 0..3)
+    }
+
     fn records() -> impl Strategy<Value = NamespaceRecord> {
-        let state = prop_oneof![
-            Just(NamespaceState::Stable),
-            (ids(), ids()).prop_map(|(to, also)| NamespaceState::Moving { to, also }),
-            ids().prop_map(|gone| NamespaceState::Deleting { gone }),
-        ];
+        let state =
+            prop_oneof![
+                Just(NamespaceState::Stable),
+                (ids(), ids()).prop_map(|(to, also)| NamespaceState::Moving { to, also }),
+                ids().prop_map(|gone| NamespaceState::Deleting { gone }),
+                (ids(), any::<u32>(), electorates(), ids())
+                    .prop_map(|(to, copies, before, filled)| NamespaceState::Filling { to, copies, before, filled }),
+                (electorates(), frontiers(), frontiers())
+                    .prop_map(|(before, moved, held)| NamespaceState::Settling { before, moved, held }),
+            ];
         (any::<u64>(), any::<bool>(), any::<u32>(), ids(), ids(), ids(), state).prop_map(
             |(id, strong, n, members, initial, left, state)| NamespaceRecord {
                 id: NamespaceId(id),
                 mode: if strong { Mode::Strong } else { Mode::Eventual },
                 epoch: Epoch(n),
                 copies: n,
+                version: id,
                 members,
                 initial,
                 left,

@@ -4,6 +4,8 @@
 //! node away also compares and rewrites `i/next`, so that such plans exclude
 //! each other: otherwise a node could leave while a namespace is being placed on it.
 
+mod reform;
+
 use std::collections::BTreeSet;
 
 use duet_proto::{
@@ -16,6 +18,8 @@ use crate::{
     catalog::{Counters, Key, NamespaceRecord, NamespaceState, NodeRecord, NodeState, encode},
     view::{Entry, View},
 };
+
+pub(crate) use reform::{Stand, report};
 
 /// Replicas of a namespace where nobody says otherwise and there are nodes enough.
 const REPLICAS: usize = 3;
@@ -82,6 +86,7 @@ pub(crate) fn plan(view: &View, admin: &Admin) -> Result<Plan, Error> {
         }
         Admin::DeleteNamespace { name } => delete(view, name),
         Admin::SetMembers { name, members } => set_members(view, name, members),
+        Admin::SetCopies { name, copies } => reform::set_copies(view, name, *copies),
         Admin::AddNode { address } => add_node(view, address),
         Admin::RemoveNode { node } => remove_node(view, *node),
         Admin::ListNamespaces => Ok(Plan::new(Goal::Done)),
@@ -100,9 +105,6 @@ fn create(
     members: &[NodeId],
     copies: u32,
 ) -> Result<Plan, Error> {
-    if mode == Mode::Eventual {
-        return Err(no_eventual_engine());
-    }
     match view.namespace(name) {
         Some(entry) if matches!(entry.record.state, NamespaceState::Deleting { .. }) => {
             return Err(changing(name, "one of that name is being deleted"));
@@ -120,6 +122,9 @@ fn create(
         (replicas, []) => place(view, replicas)?,
         (_, named) => checked_members(view, named)?,
     };
+    if mode == Mode::Eventual {
+        reform::check_copies(copies, &members)?;
+    }
     let record = NamespaceRecord {
         id: next.record.namespace,
         mode,
@@ -127,6 +132,7 @@ fn create(
         initial: members.clone(),
         members,
         copies,
+        version: 1,
         left: Vec::new(),
         state: NamespaceState::Stable,
     };
@@ -161,9 +167,11 @@ fn delete(view: &View, name: &NamespaceName) -> Result<Plan, Error> {
         NamespaceState::Moving { .. } => {
             Err(changing(name, "its members are being changed; delete it when that is done, or set them back first"))
         }
-        NamespaceState::Stable => {
+        NamespaceState::Stable | NamespaceState::Filling { .. } | NamespaceState::Settling { .. } => {
+            let members = entry.record.involved().into_iter().collect();
             let state = NamespaceState::Deleting { gone: Vec::new() };
-            Ok(plan.replace(Key::Namespace(name.clone()), Some(entry), &NamespaceRecord { state, ..copy(entry) }))
+            let record = NamespaceRecord { members, state, ..copy(entry) };
+            Ok(plan.replace(Key::Namespace(name.clone()), Some(entry), &record))
         }
     }
 }
@@ -172,8 +180,14 @@ fn set_members(view: &View, name: &NamespaceName, members: &[NodeId]) -> Result<
     protect(name)?;
     let entry = find(view, name)?;
     let to = checked_members(view, members)?;
-    let record = match &entry.record.state {
+    if entry.record.mode == Mode::Eventual {
+        return reform::set_members(view, name, entry, to);
+    }
+    let mut record = match &entry.record.state {
         NamespaceState::Deleting { .. } => return Err(changing(name, "it is being deleted")),
+        NamespaceState::Filling { .. } | NamespaceState::Settling { .. } => {
+            return Err(changing(name, "its entry is one of an eventual namespace's"));
+        }
         NamespaceState::Stable if entry.record.members == to => copy(entry),
         NamespaceState::Stable => {
             NamespaceRecord { state: NamespaceState::Moving { to, also: Vec::new() }, ..copy(entry) }
@@ -188,6 +202,7 @@ fn set_members(view: &View, name: &NamespaceName, members: &[NodeId]) -> Result<
     if record == *entry.record {
         return Ok(plan);
     }
+    record.version += 1;
     let next = counters(view)?;
     Ok(plan.replace(Key::Next, Some(next), &next.record).replace(Key::Namespace(name.clone()), Some(entry), &record))
 }
@@ -297,6 +312,7 @@ pub(crate) fn moved(name: &NamespaceName, entry: &Entry<NamespaceRecord>, to: &[
     let record = NamespaceRecord {
         members: to.to_vec(),
         left: left.into_iter().collect(),
+        version: record.version + 1,
         state: NamespaceState::Stable,
         ..copy(entry)
     };
@@ -330,6 +346,7 @@ pub(crate) fn system_record(founders: &[NodeId]) -> NamespaceRecord {
         initial: members.clone(),
         members,
         copies: 1,
+        version: 1,
         left: Vec::new(),
         state: NamespaceState::Stable,
     }
@@ -371,11 +388,6 @@ pub(crate) fn protect(name: &NamespaceName) -> Result<(), Error> {
     } else {
         Ok(())
     }
-}
-
-/// What answers whatever would need the other engine.
-pub(crate) fn no_eventual_engine() -> Error {
-    Error::Unsupported { mode: Mode::Eventual, why: "this version of duetd keeps strong namespaces only".into() }
 }
 
 fn copy(entry: &Entry<NamespaceRecord>) -> NamespaceRecord {

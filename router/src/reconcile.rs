@@ -1,13 +1,16 @@
 //! What follows the catalog and makes this node's replicas as it says.
 
+mod spaces;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::Duration,
 };
 
+use duet_engine_eventual::SpaceError;
 use duet_engine_strong::{GroupError, GroupSpec, MembersChange};
-use duet_proto::{Epoch, Error, NamespaceId, NamespaceName, NodeId};
+use duet_proto::{Epoch, Error, Mode, NamespaceId, NamespaceName, NodeId};
 use tokio::time::{Instant, sleep};
 
 use crate::{
@@ -26,10 +29,30 @@ const STEP: Duration = Duration::from_secs(5);
 /// How often a node stands for election in a namespace that is its to lead first.
 const CAMPAIGNS: u32 = 20;
 
+/// Why a replica could not be made as the catalog says.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum EngineError {
+    /// A strong one.
+    #[error("the strong engine: {0}")]
+    Strong(#[from] GroupError),
+    /// An eventual one.
+    #[error("the eventual engine: {0}")]
+    Eventual(#[from] SpaceError),
+}
+
+impl EngineError {
+    /// Whether the engine is at its end, rather than one replica not there yet.
+    fn is_fatal(&self) -> bool {
+        use EngineError as E;
+        matches!(self, E::Strong(GroupError::Store(_) | GroupError::Stopped))
+            || matches!(self, E::Eventual(SpaceError::Store(_) | SpaceError::Stopped))
+    }
+}
+
 /// Runs until it is dropped, or until something that an operator must see.
 pub(crate) async fn run(inner: Arc<Inner>, peers: impl FnMut(&BTreeMap<NodeId, String>) + Send) -> Error {
     if let Err(error) = bootstrap(&inner).await {
-        return inner.fatal(&error);
+        return inner.fatal(&error.into());
     }
     tokio::select! {
         biased;
@@ -101,8 +124,9 @@ async fn register(inner: &Inner) -> Error {
 /// Looks at what was marked and at what is unfinished, for ever.
 async fn level(inner: &Inner, mut peers: impl FnMut(&BTreeMap<NodeId, String>) + Send) -> Error {
     let mut known = None;
-    let mut open: BTreeMap<NamespaceId, u32> =
-        inner.strong.groups().iter().map(|group| (group.id.namespace, 0)).collect();
+    let groups = inner.strong.groups().into_iter().map(|group| group.id.namespace);
+    let spaces = inner.eventual.spaces().into_iter().map(|space| space.id.namespace);
+    let mut open: BTreeMap<NamespaceId, u32> = groups.chain(spaces).map(|id| (id, 0)).collect();
     loop {
         open.extend(inner.marked().into_iter().map(|id| (id, 0)));
         let view = inner.view();
@@ -118,7 +142,7 @@ async fn level(inner: &Inner, mut peers: impl FnMut(&BTreeMap<NodeId, String>) +
                 Ok(false) => {
                     unfinished.insert(id, round.saturating_add(1));
                 }
-                Err(error @ (GroupError::Store(_) | GroupError::Stopped)) => return inner.fatal(&error),
+                Err(error) if error.is_fatal() => return inner.fatal(&error),
                 Err(error) => {
                     tracing::debug!(namespace = %id, %error, "a replica is not as the catalog says yet");
                     unfinished.insert(id, round.saturating_add(1));
@@ -136,9 +160,9 @@ async fn level(inner: &Inner, mut peers: impl FnMut(&BTreeMap<NodeId, String>) +
 }
 
 /// Takes the next step of one namespace; whether it was the last.
-async fn settle(inner: &Inner, id: NamespaceId, round: u32) -> Result<bool, GroupError> {
+async fn settle(inner: &Inner, id: NamespaceId, round: u32) -> Result<bool, EngineError> {
     if id == NamespaceId::SYSTEM {
-        return found(inner, round).await;
+        return Ok(found(inner, round).await?);
     }
     let (view, me) = (inner.view(), inner.config.me);
     let Some((name, entry)) = view.by_id.get(&id).and_then(|name| Some((name, view.namespace(name)?))) else {
@@ -155,6 +179,21 @@ async fn settle(inner: &Inner, id: NamespaceId, round: u32) -> Result<bool, Grou
         }
         return Ok(said_gone(inner, name, entry).await);
     }
+    match record.mode {
+        Mode::Strong => Ok(settle_group(inner, name, entry, round).await?),
+        Mode::Eventual => Ok(spaces::settle(inner, name, entry).await?),
+    }
+}
+
+/// Takes the next step of the replica of a strong namespace.
+async fn settle_group(
+    inner: &Inner,
+    name: &NamespaceName,
+    entry: &Entry<NamespaceRecord>,
+    round: u32,
+) -> Result<bool, GroupError> {
+    let (record, me) = (&entry.record, inner.config.me);
+    let id = record.id;
     let Some(group) = inner.strong.group(id, record.epoch) else {
         create(inner, name, record).await?;
         return Ok(false);
@@ -173,7 +212,7 @@ async fn settle(inner: &Inner, id: NamespaceId, round: u32) -> Result<bool, Grou
             }
             Ok(false)
         }
-        NamespaceState::Stable | NamespaceState::Deleting { .. } => Ok(true),
+        _ => Ok(true),
     }
 }
 
@@ -204,11 +243,12 @@ async fn create(inner: &Inner, name: &NamespaceName, record: &NamespaceRecord) -
     Ok(())
 }
 
-async fn drop_replicas(inner: &Inner, id: NamespaceId) -> Result<(), GroupError> {
+async fn drop_replicas(inner: &Inner, id: NamespaceId) -> Result<(), EngineError> {
     for group in inner.strong.groups().into_iter().filter(|group| group.id.namespace == id) {
         inner.strong.remove(group.id.namespace, group.id.epoch).await?;
         tracing::info!(namespace = %group.name, id = %group.id, "replica removed");
     }
+    spaces::drop_all(inner, id).await?;
     Ok(())
 }
 

@@ -12,7 +12,8 @@ use std::{
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use duet_engine_strong::{Call, GroupError, Handle};
+use duet_engine_eventual::{Call as EventualCall, Handle as Eventual};
+use duet_engine_strong::{Call, Handle as Strong};
 use duet_proto::{
     Admin, Answer, Boot, ClusterName, Consistency, DataRequest, Epoch, Error, Mode, NamespaceId, NamespaceInfo,
     NamespaceName, NamespaceStatus, NodeId, NodeInfo, Op, Outcome, Response, Stamp, Topology, Try,
@@ -25,7 +26,7 @@ use tokio::{
 use crate::{
     catalog::{Key, NamespaceRecord, NamespaceState},
     plan::{self, Goal, Plan},
-    reconcile,
+    reconcile::{self, EngineError},
     tries::Tries,
     view::{Entry, View, namespace_info, phase},
 };
@@ -68,7 +69,8 @@ pub struct Router {
 
 pub(crate) struct Inner {
     pub(crate) config: Config,
-    pub(crate) strong: Handle,
+    pub(crate) strong: Strong,
+    pub(crate) eventual: Eventual,
     view: ArcSwap<View>,
     /// The keys and versions that the view was made of. Held while it is made anew.
     read: Mutex<BTreeMap<Bytes, Stamp>>,
@@ -87,19 +89,24 @@ pub(crate) struct Inner {
 }
 
 impl Router {
-    /// Starts the router over an engine that runs already. The future follows the catalog and keeps the local replicas
+    /// Starts the router over engines that run already. The future follows the catalog and keeps the local replicas
     /// in step with it until it is dropped; it ends by itself only with an error that an operator must see.
+    ///
+    /// What the disk holds of the catalog is read at once: a node that starts out of reach of all others knows the
+    /// namespaces that it knew before.
     ///
     /// `peers` is called with the address of every other node, first when the future is polled and then whenever the
     /// catalog changes them. Until the catalog is known these are the founders.
     pub fn start(
         config: Config,
-        engine: Handle,
+        strong: Strong,
+        eventual: Eventual,
         peers: impl FnMut(&BTreeMap<NodeId, String>) + Send + 'static,
     ) -> (Router, impl Future<Output = Error> + Send + 'static) {
         let inner = Arc::new(Inner {
             tries: Tries::new(config.me, config.boot),
-            strong: engine,
+            strong,
+            eventual,
             config,
             view: ArcSwap::default(),
             read: Mutex::default(),
@@ -110,6 +117,10 @@ impl Router {
             registered: AtomicBool::new(false),
             admin: tokio::sync::Mutex::default(),
         });
+        if let Err(error) = inner.catch_up(u64::MAX) {
+            // The future comes upon it again, and ends with it.
+            tracing::error!(%error, "starting without the catalog");
+        }
         let task = reconcile::run(inner.clone(), peers);
         (Router { inner }, task)
     }
@@ -130,7 +141,7 @@ impl Router {
         if let NamespaceState::Deleting { .. } = record.state {
             return Err(Error::NamespaceNotFound { name: request.namespace });
         }
-        if !self.inner.holds(&record) {
+        if !self.inner.serves(&record) {
             return Err(Error::NotHere { members: view.members(&record) });
         }
         self.inner.call(&record, request, deadline).await
@@ -174,6 +185,8 @@ impl Router {
     /// Every replica that this node holds, with the catalog's word on its phase.
     pub async fn status(&self) -> Vec<NamespaceStatus> {
         let mut statuses = self.inner.strong.statuses().await;
+        statuses.extend(self.inner.eventual.statuses().await);
+        statuses.sort_by_key(|status| (status.id, status.epoch));
         let view = self.view();
         for status in &mut statuses {
             if let Some((name, record)) = view.by_id(status.id) {
@@ -227,23 +240,35 @@ impl Inner {
         Err(Error::NamespaceNotFound { name: name.clone() })
     }
 
-    fn holds(&self, record: &NamespaceRecord) -> bool {
-        record.id == NamespaceId::SYSTEM || record.holds(self.config.me)
+    /// Whether this node serves a namespace. Of an eventual one only members do: whoever else holds a replica receives
+    /// its first copy, or is on its way out.
+    fn serves(&self, record: &NamespaceRecord) -> bool {
+        match record.mode {
+            Mode::Strong => record.id == NamespaceId::SYSTEM || record.holds(self.config.me),
+            Mode::Eventual => record.members.contains(&self.config.me),
+        }
     }
 
     /// Hands a request to the engine of the namespace's mode, and again once the replica has been set up, if the
     /// catalog is ahead of the engine.
     async fn call(&self, record: &NamespaceRecord, request: DataRequest, deadline: Instant) -> Result<Answer, Error> {
-        let DataRequest { namespace, op, attempt, consistency, .. } = request;
-        if record.mode == Mode::Eventual {
-            return Err(plan::no_eventual_engine());
-        }
-        let call = Call { op, attempt, consistency };
+        let DataRequest { namespace, op, attempt, token, consistency } = request;
         loop {
             let placed = self.placed.notified();
             tokio::pin!(placed);
             placed.as_mut().enable();
-            match self.strong.call(record.id, record.epoch, call.clone(), deadline).await {
+            let op = op.clone();
+            let answer = match record.mode {
+                Mode::Strong => {
+                    let call = Call { op, attempt, consistency };
+                    self.strong.call(record.id, record.epoch, call, deadline).await
+                }
+                Mode::Eventual => {
+                    let call = EventualCall { op, token: token.clone() };
+                    self.eventual.call(record.id, record.epoch, call, deadline).await
+                }
+            };
+            match answer {
                 Err(Error::NotHere { .. }) => {}
                 answer => return answer,
             }
@@ -431,9 +456,9 @@ impl Inner {
         self.registered.store(true, Ordering::Relaxed);
     }
 
-    /// What ends the router when the engine cannot go on.
-    pub(crate) fn fatal(&self, error: &GroupError) -> Error {
-        Error::Internal { node: self.config.me, why: format!("the strong engine: {error}") }
+    /// What ends the router when an engine cannot go on.
+    pub(crate) fn fatal(&self, error: &EngineError) -> Error {
+        Error::Internal { node: self.config.me, why: error.to_string() }
     }
 
     /// Takes the namespaces to look at.

@@ -165,7 +165,9 @@ pub(crate) fn namespace_info(
 pub(crate) fn phase(record: &NamespaceRecord) -> Phase {
     match record.state {
         NamespaceState::Stable => Phase::Stable,
-        NamespaceState::Moving { .. } => Phase::Moving,
+        NamespaceState::Moving { .. } | NamespaceState::Filling { .. } | NamespaceState::Settling { .. } => {
+            Phase::Moving
+        }
         NamespaceState::Deleting { .. } => Phase::Deleting,
     }
 }

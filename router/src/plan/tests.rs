@@ -10,13 +10,13 @@ use super::*;
 
 /// What the system group would hold.
 #[derive(Clone, Default)]
-struct Store {
+pub(super) struct Store {
     rows: BTreeMap<Bytes, (Stamp, Bytes)>,
     time: u64,
 }
 
 impl Store {
-    fn view(&self) -> View {
+    pub(super) fn view(&self) -> View {
         let mut view = View { version: self.time, ..View::default() };
         for (key, (stamp, value)) in &self.rows {
             view.apply(key, Some((*stamp, value)));
@@ -25,7 +25,7 @@ impl Store {
     }
 
     /// As the state machine does it; whether the compares held.
-    fn commit(&mut self, plan: &Plan) -> bool {
+    pub(super) fn commit(&mut self, plan: &Plan) -> bool {
         let Some(Op::Transaction { compares, then, .. }) = plan.transaction() else { return true };
         assert!(
             Op::Transaction { compares: compares.clone(), then: then.clone(), otherwise: vec![], reads: vec![] }
@@ -50,7 +50,7 @@ impl Store {
         held
     }
 
-    fn register(&mut self, node: u32, boot: u64) {
+    pub(super) fn register(&mut self, node: u32, boot: u64) {
         let founders = [NodeId(1), NodeId(2), NodeId(3)];
         match register(&self.view(), NodeId(node), &format!("n{node}:1"), Boot(boot), &founders) {
             Registration::Due(plan) => assert!(self.commit(&plan)),
@@ -58,28 +58,28 @@ impl Store {
         }
     }
 
-    fn founded() -> Store {
+    pub(super) fn founded() -> Store {
         let mut store = Store::default();
         (1..=3).for_each(|node| store.register(node, 1));
         store
     }
 
-    fn admin(&mut self, admin: &Admin) -> Result<Goal, Error> {
+    pub(super) fn admin(&mut self, admin: &Admin) -> Result<Goal, Error> {
         let plan = plan(&self.view(), admin)?;
         assert!(self.commit(&plan), "the view is fresh");
         Ok(plan.goal)
     }
 
-    fn record(&self, text: &str) -> NamespaceRecord {
+    pub(super) fn record(&self, text: &str) -> NamespaceRecord {
         NamespaceRecord::clone(&self.view().namespace(&name(text).unwrap()).unwrap().record)
     }
 
-    fn entry(&self, text: &str) -> Entry<NamespaceRecord> {
+    pub(super) fn entry(&self, text: &str) -> Entry<NamespaceRecord> {
         self.view().namespace(&name(text).unwrap()).unwrap().clone()
     }
 }
 
-fn name(text: &str) -> Result<NamespaceName, InvalidName> {
+pub(super) fn name(text: &str) -> Result<NamespaceName, InvalidName> {
     NamespaceName::new(text)
 }
 
@@ -93,11 +93,16 @@ fn create_on(text: &str, replicas: Option<u32>, members: &[u32]) -> Admin {
     }
 }
 
+pub(super) fn create_eventual(text: &str, members: &[u32], copies: u32) -> Admin {
+    let (name, mode) = (name(text).unwrap(), Mode::Eventual);
+    Admin::CreateNamespace { name, mode, replicas: None, members: nodes(members), copies }
+}
+
 fn move_to(text: &str, members: &[u32]) -> Admin {
     Admin::SetMembers { name: name(text).unwrap(), members: nodes(members) }
 }
 
-fn nodes(ids: &[u32]) -> Vec<NodeId> {
+pub(super) fn nodes(ids: &[u32]) -> Vec<NodeId> {
     ids.iter().copied().map(NodeId).collect()
 }
 
@@ -114,7 +119,9 @@ fn check_invariants(view: &View) {
         for node in record.involved() {
             assert!(view.is_active(node), "{name} is held by node {node}, which is not in the cluster");
         }
-        assert!(record.left.iter().all(|node| record.initial.contains(node)));
+        let known = |node| record.initial.contains(node) || record.mode == Mode::Eventual;
+        assert!(record.left.iter().all(known));
+        assert!(record.members.iter().all(|node| record.mode == Mode::Strong || !record.left.contains(node)));
     }
     assert!(view.nodes.keys().all(|node| *node < next.node));
 }
@@ -128,6 +135,8 @@ enum Step {
     Moved(NamespaceName),
     /// A member has dropped its replica.
     Gone(NamespaceName, u32),
+    /// A member of an eventual namespace is whole and holds everything.
+    Reports(NamespaceName, u32),
 }
 
 fn steps() -> impl Strategy<Value = Step> {
@@ -152,6 +161,18 @@ fn steps() -> impl Strategy<Value = Step> {
         (1u32..7).prop_map(Step::Start),
         names().prop_map(Step::Moved),
         (names(), 1u32..7).prop_map(|(name, node)| Step::Gone(name, node)),
+        (names(), 1u32..4).prop_map(|(name, copies)| {
+            Step::Admin(Admin::CreateNamespace {
+                name,
+                mode: Mode::Eventual,
+                replicas: None,
+                members: vec![],
+                copies,
+            })
+        }),
+        (names(), 1u32..4).prop_map(|(name, copies)| Step::Admin(Admin::SetCopies { name, copies })),
+        (names(), 1u32..7).prop_map(|(name, node)| Step::Reports(name, node)),
+        (names(), 1u32..7).prop_map(|(name, node)| Step::Reports(name, node)),
     ]
 }
 
@@ -172,6 +193,12 @@ fn planned(view: &View, step: &Step) -> Option<Plan> {
             Some(moved(name, entry, to))
         }
         Step::Gone(name, node) => gone(name, view.namespace(name)?, NodeId(*node)),
+        Step::Reports(name, node) => {
+            let entry = view.namespace(name)?;
+            let (moved, frontier) = Default::default();
+            let stand = Stand { version: entry.record.version, whole: true, moved, frontier };
+            report(name, entry, NodeId(*node), &stand)
+        }
     }
 }
 
@@ -192,6 +219,13 @@ proptest! {
                 for (id, name) in &after.by_id {
                     let new = !before.by_id.contains_key(id);
                     prop_assert!(!new || given.insert(*id), "the id of {name} has been given out before");
+                    if let Some((_, old)) = before.by_id(*id) {
+                        let now = after.by_id(*id).unwrap().1;
+                        let going = name.is_system() || matches!(now.state, NamespaceState::Deleting { .. });
+                        let same = (&old.members, old.copies) == (&now.members, now.copies);
+                        let risen = now.version > old.version || now.version == old.version && (same || going);
+                        prop_assert!(risen, "{name} went from {old:?} to {now:?}");
+                    }
                 }
                 views.push(after);
             }
@@ -257,14 +291,10 @@ fn refusals_name_what_is_wrong() {
     for address in ["", "host", ":1", "host:", "host:0", "host:65536", "n1:1"] {
         assert_eq!(refused(Admin::AddNode { address: address.into() }), "invalid_request", "{address}");
     }
-    let eventual = Admin::CreateNamespace {
-        name: name("e").unwrap(),
-        mode: Mode::Eventual,
-        replicas: None,
-        members: vec![],
-        copies: 1,
-    };
-    assert_eq!(refused(eventual), "unsupported");
+    assert_eq!(refused(create_eventual("e", &[1, 2], 0)), "invalid_request");
+    assert_eq!(refused(create_eventual("e", &[1, 2], 3)), "invalid_request");
+    assert_eq!(refused(Admin::SetCopies { name: name("a").unwrap(), copies: 2 }), "unsupported", "it is strong");
+    assert_eq!(refused(Admin::SetCopies { name: name("_system").unwrap(), copies: 2 }), "invalid_request");
 }
 
 #[test]

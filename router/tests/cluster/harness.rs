@@ -1,12 +1,15 @@
 //! Whole routers over in-memory engines, on one thread and a paused clock.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use bytes::Bytes;
+use duet_engine_eventual::{
+    EngineConfig as EventualConfig, EventualEngine, Handle as Eventual, PeerLink as EventualLink, SpaceId,
+};
 use duet_engine_strong::{Config as EngineConfig, Handle, PeerLink, StrongEngine};
 use duet_proto::{
     Admin, Answer, Boot, Consistency, DataRequest, Error, Mode, Mutation, NamespaceInfo, NamespaceName, NodeId, Op,
@@ -25,8 +28,15 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 type Lane = mpsc::Sender<(NodeId, Bytes)>;
 
-/// Who can be reached, and where.
-type Switchboard = Arc<Mutex<BTreeMap<NodeId, (Lane, Lane)>>>;
+/// Who can be reached, and where: the lanes of Raft, of snapshots, and between eventual replicas.
+#[derive(Default)]
+struct Board {
+    lanes: BTreeMap<NodeId, [Lane; 3]>,
+    /// These reach nobody and nobody reaches them.
+    cut: BTreeSet<NodeId>,
+}
+
+type Switchboard = Arc<Mutex<Board>>;
 
 struct VirtualClock(Instant);
 
@@ -39,6 +49,7 @@ impl WallClock for VirtualClock {
 pub(crate) struct Node {
     pub(crate) router: Router,
     pub(crate) engine: Handle,
+    pub(crate) eventual: Eventual,
     pub(crate) peers: Arc<Mutex<BTreeMap<NodeId, String>>>,
     boot: Boot,
     store: Arc<MemoryStore>,
@@ -82,18 +93,29 @@ impl Cluster {
             HybridClock::open(store.clone(), Arc::new(VirtualClock(self.started)), limits::CLOCK_DRIFT_MS).unwrap();
         let (raft_out, raft_sent) = mpsc::channel(4096);
         let (bulk_out, bulk_sent) = mpsc::channel(4096);
+        let (sync_out, sync_sent) = mpsc::channel(4096);
         let (raft_to, raft_in) = mpsc::channel(4096);
         let (bulk_to, bulk_in) = mpsc::channel(4096);
-        self.board.lock().unwrap().insert(me, (raft_to, bulk_to));
+        let (sync_to, sync_in) = mpsc::channel(4096);
+        self.board.lock().unwrap().lanes.insert(me, [raft_to, bulk_to, sync_to]);
         let (engine, driver) = StrongEngine::start(
             EngineConfig::new(me, boot),
             store.clone(),
-            committer,
-            clock,
+            committer.clone(),
+            clock.clone(),
             DiskGuard::new(store.clone(), 0),
             PeerLink { raft_out, raft_in, bulk_out, bulk_in },
         )
         .unwrap();
+        let (gossip_out, gossip_in) = mpsc::channel(1);
+        let (eventual, eventual_driver) = EventualEngine::start(
+            EventualConfig::new(me, boot),
+            store.clone(),
+            committer,
+            clock,
+            DiskGuard::new(store.clone(), 0),
+            EventualLink { sync_out, sync_in, gossip_out, gossip_in },
+        );
         let config = Config {
             cluster: "test".parse().unwrap(),
             me,
@@ -104,24 +126,33 @@ impl Cluster {
         };
         let peers = Arc::new(Mutex::new(BTreeMap::new()));
         let told = peers.clone();
-        let (router, follow) = Router::start(config, engine.clone(), move |now| *told.lock().unwrap() = now.clone());
+        let (router, follow) =
+            Router::start(config, engine.clone(), eventual.clone(), move |now| *told.lock().unwrap() = now.clone());
         let ended = Arc::new(Mutex::new(None));
         let end = ended.clone();
         let tasks = vec![
             tokio::spawn(driver),
+            tokio::spawn(async move { drop(eventual_driver.await) }),
             tokio::spawn(async move { *end.lock().unwrap() = Some(follow.await) }),
-            tokio::spawn(carry(me, raft_sent, self.board.clone(), |(raft, _)| raft)),
-            tokio::spawn(carry(me, bulk_sent, self.board.clone(), |(_, bulk)| bulk)),
+            tokio::spawn(carry(me, raft_sent, self.board.clone(), 0)),
+            tokio::spawn(carry(me, bulk_sent, self.board.clone(), 1)),
+            tokio::spawn(carry(me, sync_sent, self.board.clone(), 2)),
         ];
-        self.nodes.insert(id, Node { router, engine, peers, boot, store, tasks, ended });
+        self.nodes.insert(id, Node { router, engine, eventual, peers, boot, store, tasks, ended });
     }
 
     /// Cuts a node's power.
     pub(crate) fn crash(&mut self, id: u32) {
         let node = self.nodes.remove(&id).unwrap();
         node.tasks.iter().for_each(JoinHandle::abort);
-        self.board.lock().unwrap().remove(&NodeId(id));
+        self.board.lock().unwrap().lanes.remove(&NodeId(id));
         self.disks.insert(id, (node.boot, node.store.crash(u64::from(id))));
+    }
+
+    /// Cuts a node off from all others, or lets it in again.
+    pub(crate) fn isolate(&self, id: u32, cut: bool) {
+        let cuts = &mut self.board.lock().unwrap().cut;
+        let _ = if cut { cuts.insert(NodeId(id)) } else { cuts.remove(&NodeId(id)) };
     }
 
     /// Makes a node that is down forget how often it has started.
@@ -143,8 +174,10 @@ impl Cluster {
     }
 
     fn picture(&self) -> String {
-        let node =
-            |(id, node): (&u32, &Node)| format!("\n{id}: {:?}\n  {:?}", node.router.view(), node.engine.groups());
+        let node = |(id, node): (&u32, &Node)| {
+            let (groups, spaces) = (node.engine.groups(), node.eventual.spaces());
+            format!("\n{id}: {:?}\n  {groups:?}\n  {spaces:?}", node.router.view())
+        };
         self.nodes.iter().map(node).collect()
     }
 
@@ -156,7 +189,34 @@ impl Cluster {
         let members = members.iter().copied().map(NodeId).collect();
         let create =
             Admin::CreateNamespace { name: name(namespace), mode: Mode::Strong, replicas: None, members, copies: 1 };
-        match self.admin(at, create).await? {
+        self.info(at, create).await
+    }
+
+    pub(crate) async fn create_eventual(
+        &self,
+        at: u32,
+        namespace: &str,
+        members: &[u32],
+        copies: u32,
+    ) -> NamespaceInfo {
+        let members = members.iter().copied().map(NodeId).collect();
+        let (name, mode) = (name(namespace), Mode::Eventual);
+        let create = Admin::CreateNamespace { name, mode, replicas: None, members, copies };
+        self.info(at, create).await.unwrap()
+    }
+
+    pub(crate) async fn set_members(
+        &self,
+        at: u32,
+        namespace: &str,
+        members: &[u32],
+    ) -> Result<NamespaceInfo, Error> {
+        let members = members.iter().copied().map(NodeId).collect();
+        self.info(at, Admin::SetMembers { name: name(namespace), members }).await
+    }
+
+    pub(crate) async fn info(&self, at: u32, admin: Admin) -> Result<NamespaceInfo, Error> {
+        match self.admin(at, admin).await? {
             Response::Namespace(info) => Ok(info),
             other => panic!("{other:?}"),
         }
@@ -204,7 +264,21 @@ impl Cluster {
 
     /// Whether a node holds a replica of what the catalog calls by this id.
     pub(crate) fn holds(&self, at: u32, info: &NamespaceInfo) -> bool {
-        self.nodes[&at].engine.group(info.id, info.epoch).is_some()
+        let space = SpaceId { namespace: info.id, epoch: info.epoch };
+        self.nodes[&at].engine.group(info.id, info.epoch).is_some() || self.nodes[&at].eventual.space(space).is_some()
+    }
+
+    /// Waits until a node reads this.
+    pub(crate) async fn reads(&self, at: u32, namespace: &str, key: &str, value: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let read = self.get(at, namespace, key).await;
+            if read == Ok(Some(value.into())) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "node {at} reads {read:?} of {key}, not {value}; {}", self.picture());
+            sleep(Duration::from_millis(10)).await;
+        }
     }
 }
 
@@ -217,14 +291,13 @@ fn address(id: u32) -> String {
 }
 
 /// Takes what a node sends to where it goes, or nowhere.
-async fn carry(
-    me: NodeId,
-    mut sent: mpsc::Receiver<(NodeId, Bytes)>,
-    board: Switchboard,
-    lane: fn(&(Lane, Lane)) -> &Lane,
-) {
+async fn carry(me: NodeId, mut sent: mpsc::Receiver<(NodeId, Bytes)>, board: Switchboard, lane: usize) {
     while let Some((to, bytes)) = sent.recv().await {
-        let lane = board.lock().unwrap().get(&to).map(|lanes| lane(lanes).clone());
+        let lane = {
+            let board = board.lock().unwrap();
+            let cut = board.cut.contains(&me) || board.cut.contains(&to);
+            board.lanes.get(&to).filter(|_| !cut).map(|lanes| lanes[lane].clone())
+        };
         if let Some(lane) = lane {
             let _ = lane.send((me, bytes)).await;
         }

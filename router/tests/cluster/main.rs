@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod eventual;
 mod harness;
 
 use duet_proto::{Admin, Boot, Error, Expect, GroupRole, KeyRange, Mutation, NodeId, Op, Phase, Response, ScanLimit};
