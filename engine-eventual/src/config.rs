@@ -75,8 +75,10 @@ pub enum Planted {
     ForgetOnStaleView,
     /// Gives two writes one stamp.
     MarkerTwice,
-    /// Tells peers and clients before the sync (rule 6).
-    TellBeforeSync,
+    /// Answers clients and acknowledges copies before the sync (rule 6).
+    AcknowledgeBeforeSync,
+    /// Pushes before the sync (rule 6).
+    PushBeforeSync,
     /// Applies a push whose predecessor is missing as if it were whole (rule 2).
     PushWithGap,
     /// Leaves the stamps of what was returned out of the token.

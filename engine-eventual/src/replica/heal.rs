@@ -30,6 +30,10 @@ impl Heal {
     pub(super) fn is_damaged(&self, key: &Bytes) -> bool {
         self.damaged.contains_key(key)
     }
+
+    pub(super) fn is_open(&self) -> bool {
+        !self.damaged.is_empty()
+    }
 }
 
 impl super::Replica {

@@ -3,6 +3,7 @@
 mod forget;
 mod heal;
 mod peers;
+mod pulse;
 mod read;
 mod serve;
 mod session;
@@ -294,9 +295,6 @@ impl Replica {
     /// What is durable, and what peers say.
     #[must_use]
     pub fn status(&self) -> Status {
-        let me = self.config.node;
-        let others = self.synced.members.nodes.iter().filter(|node| **node != me);
-        let held = others.map(|node| self.peers.get(node).map_or(Hlc::ZERO, |peer| peer.frontier.get(me))).min();
         Status {
             frontier: self.synced.frontier.clone(),
             summary: self.synced.summary(),
@@ -304,7 +302,7 @@ impl Replica {
             version: self.synced.members.version,
             moved: self.synced.moved.clone(),
             peers: self.peers.iter().map(|(node, peer)| (*node, (peer.version, peer.frontier.clone()))).collect(),
-            held_everywhere: held.unwrap_or(Hlc::MAX),
+            held_everywhere: self.held_everywhere(),
             counters: self.counters,
         }
     }
@@ -372,11 +370,20 @@ impl Unpersisted {
         (self.batch, Persisting { effects: self.effects, meta: self.meta })
     }
 
-    /// What the planted bug tells too early.
+    /// What a planted bug tells too early; it is told again when it is durable.
     #[cfg(feature = "planted")]
     #[must_use]
     pub fn told_early(&self, config: &Config) -> Option<Effects> {
-        config.planted(Planted::TellBeforeSync).then(|| self.effects.clone())
+        let pushes = config.planted(Planted::PushBeforeSync);
+        if !pushes && !config.planted(Planted::AcknowledgeBeforeSync) {
+            return None;
+        }
+        let mut early = self.effects.clone();
+        early.messages.retain(|(_, envelope)| matches!(envelope.message, Message::Push(_)) == pushes);
+        if pushes {
+            early.answers.clear();
+        }
+        Some(early)
     }
 }
 

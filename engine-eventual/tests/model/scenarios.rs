@@ -5,9 +5,10 @@ use duet_engine_eventual::{Config, Input, Members, Message, Start, Ticket};
 use duet_proto::{Error, Expect, KeyRange, Mode, Mutation, NodeId, Op, Outcome, ScanLimit, Token};
 use duet_store::{Family, Store, layout};
 
-use crate::world::{SPACE, World};
-
-fn plain(_: &mut Config) {}
+use crate::{
+    plain,
+    world::{SPACE, World},
+};
 
 fn put(key: &str, value: &str) -> Mutation {
     Mutation::put(key.as_bytes().to_vec(), value.as_bytes().to_vec())

@@ -8,15 +8,14 @@ use std::{
 
 use bytes::Bytes;
 use duet_engine_eventual::{
-    Change, Clock, Config, Cx, Effects, Envelope, Input, Members, Persisting, Replica, Start, Ticket,
+    Change, Clock, Config, Cx, Effects, Envelope, Input, Members, Persisting, Replica, Start,
 };
-use duet_proto::{
-    Answer, Body, Boot, ClockFault, Epoch, Error, Hlc, HlcState, Mutation, NamespaceId, NodeId, Op, Outcome, Record,
-    Stamp, Token,
-};
+use duet_proto::{Answer, Body, Boot, ClockFault, Epoch, Error, Hlc, HlcState, NamespaceId, NodeId, Record, Stamp};
 use duet_store::{Edit, Family, Snapshot, Store, StoreError, layout, memory::MemoryStore};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+
+use crate::{clients::Session, faults::Plan};
 
 pub(crate) const SPACE: NamespaceId = NamespaceId(7);
 pub(crate) const EPOCH: Epoch = Epoch(1);
@@ -28,8 +27,8 @@ pub(crate) type Violation = String;
 
 /// The node's hybrid clock; of what it has observed, a crash leaves nothing.
 pub(crate) struct SimClock {
-    hlc: RefCell<HlcState>,
-    given: Cell<Hlc>,
+    pub(crate) hlc: RefCell<HlcState>,
+    pub(crate) given: Cell<Hlc>,
     wall: Cell<u64>,
 }
 
@@ -63,12 +62,11 @@ pub(crate) struct Node {
     pub(crate) durable: Arc<dyn Snapshot>,
     pub(crate) replica: Option<Replica>,
     pub(crate) config: Config,
-    clock: SimClock,
-    skew_ms: u64,
-    inbox: Vec<Input>,
-    in_flight: Option<(u64, Persisting, Vec<Stamp>)>,
-    told: bool,
-    up_at: u64,
+    pub(crate) clock: SimClock,
+    pub(crate) skew_ms: u64,
+    pub(crate) inbox: Vec<Input>,
+    pub(crate) in_flight: Option<(u64, Persisting, Vec<Stamp>)>,
+    pub(crate) up_at: u64,
     /// The disk is lost.
     pub(crate) wiped: bool,
     /// The latest durable stamp of each key that was ever seen here.
@@ -84,50 +82,6 @@ pub(crate) struct Write {
     pub(crate) acknowledged: bool,
 }
 
-/// A client with a session.
-#[derive(Default)]
-struct Session {
-    token: Option<Token>,
-    seen: BTreeMap<Bytes, Stamp>,
-    busy: Option<(Ticket, NodeId, Bytes)>,
-}
-
-/// How much goes wrong.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Plan {
-    pub(crate) rounds: usize,
-    pub(crate) nodes: u32,
-    pub(crate) copies: u32,
-    keys: u8,
-    loss: f64,
-    duplicates: f64,
-    long_delays: f64,
-    crashes: f64,
-    partitions: f64,
-    changes: f64,
-    deletes: f64,
-}
-
-impl Plan {
-    fn draw(rng: &mut ChaCha8Rng) -> Plan {
-        let nodes = rng.random_range(3..=5);
-        let mut some = |most: f64| if rng.random_bool(0.3) { 0.0 } else { rng.random_range(0.0..most) };
-        Plan {
-            loss: some(0.2),
-            duplicates: some(0.2),
-            long_delays: some(0.15),
-            crashes: some(0.03),
-            partitions: some(0.05),
-            changes: some(0.03),
-            rounds: 320,
-            nodes,
-            copies: rng.random_range(1..=nodes.min(3)),
-            keys: rng.random_range(2..=10),
-            deletes: rng.random_range(0.1..0.6),
-        }
-    }
-}
-
 pub(crate) struct World {
     pub(crate) rng: ChaCha8Rng,
     pub(crate) plan: Plan,
@@ -135,28 +89,28 @@ pub(crate) struct World {
     pub(crate) nodes: BTreeMap<NodeId, Node>,
     pub(crate) writes: BTreeMap<Stamp, Write>,
     pub(crate) members: Members,
-    change: Option<Change>,
-    next_node: u32,
+    pub(crate) change: Option<Change>,
+    pub(crate) next_node: u32,
     /// In order of arrival and a count.
     network: BTreeMap<(u64, u64), (NodeId, NodeId, Bytes)>,
     sent: u64,
     pub(crate) bytes: u64,
-    cut: BTreeSet<(NodeId, NodeId)>,
-    sessions: Vec<Session>,
-    tickets: u64,
-    wipes: u32,
-    calm: bool,
+    pub(crate) cut: BTreeSet<(NodeId, NodeId)>,
+    pub(crate) sessions: Vec<Session>,
+    pub(crate) tickets: u64,
+    pub(crate) wipes: u32,
+    pub(crate) calm: bool,
     /// Too many records to look at all of them after each step.
     pub(crate) unchecked: bool,
     /// Answers to clients without a session.
     pub(crate) answers: Vec<Result<Answer, Error>>,
-    configure: fn(&mut Config),
+    pub(crate) configure: fn(&mut Config),
 }
 
 impl World {
-    pub(crate) fn new(seed: u64, configure: fn(&mut Config)) -> World {
+    pub(crate) fn new(seed: u64, draw: fn(&mut ChaCha8Rng) -> Plan, configure: fn(&mut Config)) -> World {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let plan = Plan::draw(&mut rng);
+        let plan = draw(&mut rng);
         let nodes: BTreeSet<NodeId> = (1..=plan.nodes).map(NodeId).collect();
         let members = Members { version: 1, nodes: nodes.clone(), copies: plan.copies, ..Members::default() };
         let mut world = World {
@@ -186,72 +140,6 @@ impl World {
         world
     }
 
-    /// A world in which nothing happens by itself.
-    pub(crate) fn scripted(nodes: u32, copies: u32, configure: fn(&mut Config)) -> World {
-        let mut world = World::new(0, |_: &mut Config| {});
-        let ids: BTreeSet<NodeId> = (1..=nodes).map(NodeId).collect();
-        (world.calm, world.configure, world.plan.copies) = (true, configure, copies);
-        world.members = Members { version: 1, nodes: ids.clone(), copies, ..Members::default() };
-        world.nodes.clear();
-        for id in ids {
-            world.add(id, Start::Founder, world.members.clone());
-        }
-        world
-    }
-
-    /// Time passes.
-    pub(crate) fn rounds(&mut self, rounds: usize) {
-        for _ in 0..rounds {
-            self.round().unwrap();
-        }
-    }
-
-    /// Time passes until two nodes hold the same.
-    pub(crate) fn until_equal(&mut self, a: u32, b: u32) {
-        self.rounds(20);
-        let until = self.now + 600_000;
-        while self.replica(a).status().summary != self.replica(b).status().summary {
-            assert!(self.now < until, "{:?} and {:?}", self.replica(a).status(), self.replica(b).status());
-            self.rounds(1);
-        }
-    }
-
-    /// A write of a client without a session.
-    pub(crate) fn write(&mut self, id: u32, mutation: Mutation) {
-        self.tickets += 1;
-        let (ticket, deadline_ms) = (Ticket(self.tickets), self.now + 400);
-        self.give(id, Input::Write { ticket, op: Op::Write { mutation }, token: None, deadline_ms });
-    }
-
-    pub(crate) fn give(&mut self, id: u32, input: Input) {
-        self.nodes.get_mut(&NodeId(id)).unwrap().inbox.push(input);
-    }
-
-    pub(crate) fn replica(&self, id: u32) -> &Replica {
-        self.nodes[&NodeId(id)].replica.as_ref().unwrap()
-    }
-
-    /// What a node durably holds under a key.
-    pub(crate) fn holds(&self, id: u32, key: &str) -> Option<Record> {
-        held(&*self.nodes[&NodeId(id)].durable, &Bytes::copy_from_slice(key.as_bytes()))
-    }
-
-    /// Cuts, or heals, a link, both ways.
-    pub(crate) fn link(&mut self, a: u32, b: u32, up: bool) {
-        for link in [(NodeId(a), NodeId(b)), (NodeId(b), NodeId(a))] {
-            if up {
-                self.cut.remove(&link)
-            } else {
-                self.cut.insert(link)
-            };
-        }
-    }
-
-    /// Sets a node's clock that far from the others'.
-    pub(crate) fn skew(&mut self, id: u32, skew_ms: u64) {
-        self.nodes.get_mut(&NodeId(id)).unwrap().skew_ms = skew_ms;
-    }
-
     pub(crate) fn add(&mut self, id: NodeId, start: Start, members: Members) {
         let mut config = Config::new(id, Boot(1));
         (config.report_ms, config.idle_report_ms, config.stall_ms) = (40, 400, 150);
@@ -276,7 +164,6 @@ impl World {
             skew_ms,
             inbox: Vec::new(),
             in_flight: None,
-            told: false,
             up_at: 0,
             wiped: false,
             seen: BTreeMap::new(),
@@ -314,183 +201,13 @@ impl World {
         Err(format!("not converged: {why}"))
     }
 
-    fn chance(&mut self, p: f64) -> bool {
+    pub(crate) fn chance(&mut self, p: f64) -> bool {
         self.rng.random_bool(p)
     }
 
-    fn pick(&mut self) -> NodeId {
+    pub(crate) fn pick(&mut self) -> NodeId {
         let alive: Vec<NodeId> = self.nodes.iter().filter(|(_, n)| !n.wiped).map(|(id, _)| *id).collect();
         alive[self.rng.random_range(0..alive.len())]
-    }
-
-    fn mischief(&mut self) {
-        if self.chance(self.plan.crashes) {
-            let victim = self.pick();
-            self.crash(victim);
-        }
-        if self.chance(self.plan.partitions) {
-            let (a, b) = (self.pick(), self.pick());
-            self.cut.insert((a, b));
-            if self.chance(0.5) {
-                self.cut.insert((b, a));
-            }
-        }
-        if self.chance(0.02) {
-            let heal: Vec<_> = self.cut.iter().copied().filter(|_| self.rng.random_bool(0.6)).collect();
-            heal.iter().for_each(|link| {
-                self.cut.remove(link);
-            });
-        }
-        // A disk is lost for ever, but fewer than every acknowledged write lies on.
-        if self.change.is_none() && self.wipes + 1 < self.plan.copies && self.plan.changes > 0.0 && self.chance(0.004)
-        {
-            let victim = self.pick();
-            self.crash(victim);
-            self.nodes.get_mut(&victim).unwrap().wiped = true;
-            self.wipes += 1;
-        }
-        if self.change.is_none() && self.chance(self.plan.changes) {
-            self.begin_change();
-        }
-        self.coordinate();
-    }
-
-    pub(crate) fn crash(&mut self, id: NodeId) {
-        let (seed, pause) = (self.rng.random(), self.rng.random_range(10..800));
-        let node = self.nodes.get_mut(&id).unwrap();
-        if node.replica.take().is_none() {
-            return;
-        }
-        node.store = node.store.crash(seed);
-        node.inbox.clear();
-        node.up_at = self.now + pause;
-        let unsure = node.in_flight.take().map_or(Vec::new(), |(_, _, stamps)| stamps);
-        let opened = Replica::open(node.config.clone(), SPACE, EPOCH, &*node.store).unwrap().unwrap();
-        let held = opened.status().frontier.get(id);
-        for stamp in unsure {
-            if stamp.hlc > held {
-                self.writes.remove(&stamp);
-            }
-        }
-        for session in &mut self.sessions {
-            session.busy.take_if(|(_, at, _)| *at == id);
-        }
-    }
-
-    fn restart(&mut self, id: NodeId) {
-        let node = self.nodes.get_mut(&id).unwrap();
-        node.config.boot = Boot(node.config.boot.0 + 1);
-        // A restart finds what is in the store; it may be more than was synced, and becomes durable now.
-        node.store.sync().unwrap();
-        node.durable = node.store.snapshot();
-        node.clock.hlc.replace(HlcState::above(node.clock.given.get()));
-        node.replica = Replica::open(node.config.clone(), SPACE, EPOCH, &*node.store).unwrap();
-    }
-
-    fn begin_change(&mut self) {
-        let before = self.members.nodes.clone();
-        let mut after: BTreeSet<NodeId> = before.iter().copied().filter(|id| !self.nodes[id].wiped).collect();
-        if after.len() == before.len() && after.len() > 2 && self.chance(0.5) {
-            let out = *after.iter().nth(self.rng.random_range(0..after.len())).unwrap();
-            after.remove(&out);
-        }
-        let mut joining = None;
-        if after.len() < 6 && (after.len() < 3 || self.chance(0.6)) {
-            let id = NodeId(self.next_node);
-            self.next_node += 1;
-            after.insert(id);
-            joining = Some(id);
-        }
-        let copies = self.plan.copies.min(after.len() as u32);
-        let leaving = before.difference(&after).copied().collect();
-        self.change = Some(Change { before, copies_before: self.members.copies, moved: BTreeMap::new() });
-        let version = self.members.version + 1;
-        self.members = Members { version, nodes: after, copies, leaving, keep_tombstones: false };
-        if let Some(id) = joining {
-            self.add(id, Start::Joining, self.members.clone());
-        }
-    }
-
-    /// Brings the members to the nodes, and a change to its end.
-    fn coordinate(&mut self) {
-        let wiped = self.members.nodes.iter().any(|id| self.nodes[id].wiped);
-        if self.change.is_none() && wiped && self.calm {
-            self.begin_change();
-        }
-        let members = self.members.clone();
-        let slowly = !self.calm;
-        for (id, node) in &mut self.nodes {
-            let late = slowly && !self.rng.random_bool(0.05);
-            if let Some(replica) = node.replica.as_ref().filter(|_| members.hears(*id) && !late)
-                && replica.status().version < members.version
-            {
-                node.inbox.push(Input::Members(members.clone()));
-            }
-        }
-        let Some(change) = &mut self.change else { return };
-        let mut held = BTreeMap::new();
-        for (id, node) in &self.nodes {
-            let Some(status) = node.replica.as_ref().map(Replica::status) else { continue };
-            if status.version == members.version {
-                change.moved.insert(*id, status.moved);
-                if status.whole {
-                    held.insert(*id, status.frontier);
-                }
-            }
-        }
-        if change.complete(&members.nodes, &held) {
-            self.change = None;
-            self.members.version += 1;
-            self.members.leaving.clear();
-        }
-    }
-
-    fn clients(&mut self) -> Result<(), Violation> {
-        for at in 0..self.sessions.len() {
-            if self.sessions[at].busy.is_some() || !self.chance(0.25) {
-                continue;
-            }
-            let key = Bytes::from(vec![b'k', self.rng.random_range(0..self.plan.keys)]);
-            let id = self.pick();
-            let token = self.sessions[at].token.clone();
-            if self.chance(0.4) {
-                self.read(at, id, &key)?;
-                continue;
-            }
-            self.tickets += 1;
-            let (ticket, deadline_ms) = (Ticket(self.tickets), self.now + 400);
-            let mutation = if self.chance(self.plan.deletes) {
-                Mutation::delete(key.clone())
-            } else {
-                Mutation::put(key.clone(), format!("v{}", self.tickets))
-            };
-            let node = self.nodes.get_mut(&id).unwrap();
-            if node.replica.is_some() {
-                node.inbox.push(Input::Write { ticket, op: Op::Write { mutation }, token, deadline_ms });
-                self.sessions[at].busy = Some((ticket, id, key));
-            }
-        }
-        Ok(())
-    }
-
-    fn read(&mut self, at: usize, id: NodeId, key: &Bytes) -> Result<(), Violation> {
-        let node = &self.nodes[&id];
-        let Some(replica) = &node.replica else { return Ok(()) };
-        let session = &mut self.sessions[at];
-        let op = Op::Get { key: key.clone() };
-        let Ok(answer) = replica.read(&*node.durable, &op, session.token.as_ref()) else { return Ok(()) };
-        session.token = answer.meta.token;
-        let held = held(&*node.durable, key);
-        if let Some(seen) = session.seen.get(key) {
-            let deleted = held.is_none() && superseded_by_delete(&self.writes, key, *seen);
-            if !deleted && held.as_ref().is_none_or(|record| record.stamp < *seen) {
-                return Err(format!("a session has seen {seen} and reads {held:?} of {key:?} on {id}"));
-            }
-        }
-        if let Some(record) = held {
-            session.seen.insert(key.clone(), record.stamp);
-        }
-        Ok(())
     }
 
     /// A moment: messages arrive, steps begin and end.
@@ -536,7 +253,6 @@ impl World {
         let early = unpersisted.told_early(&node.config);
         #[cfg(not(feature = "planted"))]
         let early: Option<Effects> = None;
-        node.told = early.is_some();
         let (batch, persisting) = unpersisted.take_batch();
         let mut stamps = Vec::new();
         for edit in batch.edits() {
@@ -571,11 +287,10 @@ impl World {
         node.store.sync().unwrap();
         node.durable = node.store.snapshot();
         let effects = persisting.persisted(node.replica.as_mut().unwrap());
-        let told = std::mem::take(&mut node.told);
         if changed && !self.unchecked {
             self.check(id)?;
         }
-        if told { Ok(()) } else { self.carry_out(id, effects) }
+        self.carry_out(id, effects)
     }
 
     fn carry_out(&mut self, id: NodeId, effects: Effects) -> Result<(), Violation> {
@@ -583,40 +298,7 @@ impl World {
             let bytes = envelope.encode().map_err(|e| e.to_string())?;
             to.into_iter().for_each(|to| self.transmit(id, to, &bytes));
         }
-        for (ticket, answer) in effects.answers {
-            let Some(session) = self.sessions.iter_mut().find(|s| s.busy.as_ref().is_some_and(|b| b.0 == ticket))
-            else {
-                self.answers.push(answer);
-                continue;
-            };
-            let (_, _, key) = session.busy.take().unwrap();
-            let Ok(answer) = answer else { continue };
-            let Outcome::Written(stamp) = answer.outcome else { return Err(format!("{answer:?} to a write")) };
-            let before = session.token.as_ref().and_then(|t| t.seen.iter().map(|(_, hlc)| *hlc).max());
-            if before.is_some_and(|before| stamp.hlc <= before) {
-                return Err(format!("the write {stamp} is not above its token"));
-            }
-            session.token = answer.meta.token;
-            session.seen.insert(key, stamp);
-            let copies = self.nodes[&id].replica.as_ref().map_or(1, |_| self.copies_of(id));
-            let holders = self.nodes.values().filter(|n| {
-                let held = Replica::open(n.config.clone(), SPACE, EPOCH, &*n.durable).unwrap().unwrap();
-                !n.wiped && held.status().frontier.get(stamp.node) >= stamp.hlc
-            });
-            let holders = holders.count() as u32;
-            let Some(write) = self.writes.get_mut(&stamp) else {
-                return Err(format!("{stamp} was acknowledged and is lost"));
-            };
-            write.acknowledged = true;
-            if holders < copies.saturating_sub(self.wipes) {
-                return Err(format!("{stamp} was acknowledged with {holders} of {copies} copies"));
-            }
-        }
-        Ok(())
-    }
-
-    fn copies_of(&self, _: NodeId) -> u32 {
-        self.plan.copies.min(self.members.copies).min(self.members.nodes.len() as u32)
+        effects.answers.into_iter().try_for_each(|(ticket, answer)| self.answered(ticket, answer))
     }
 
     fn transmit(&mut self, from: NodeId, to: NodeId, bytes: &Bytes) {
