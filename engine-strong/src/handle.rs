@@ -15,7 +15,7 @@ use tokio::{
     time::Instant,
 };
 
-use crate::machine::{State, get, state_key};
+use crate::machine::{Base, State, get, state_key};
 
 /// Which group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -47,6 +47,8 @@ pub struct GroupSpec {
     pub voters: BTreeSet<NodeId>,
     /// The learners that the group is founded with.
     pub learners: BTreeSet<NodeId>,
+    /// For a founder: the data in place that the epoch begins with; nothing otherwise.
+    pub base: Option<Base>,
 }
 
 impl GroupSpec {
@@ -121,6 +123,23 @@ impl Call {
     pub fn once(op: Op) -> Call {
         Call { op, attempt: None, consistency: Consistency::Linearizable }
     }
+}
+
+/// What goes through a group's log beside what clients write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Proposal {
+    /// Ends the epoch: writes after it are refused with [`Error::Changing`], and `next` is to follow.
+    Seal {
+        /// The epoch that is to follow.
+        next: Epoch,
+    },
+    /// Writes of an earlier epoch, merged by their stamps. Only where they are owed.
+    Late {
+        /// Keys and records.
+        records: Vec<(Bytes, Record)>,
+    },
+    /// Nothing late is owed any more; drops some of the tombstones. Again until none is left.
+    Settle,
 }
 
 /// What is known at once of a group on this node.
@@ -198,8 +217,9 @@ impl Changes {
 #[derive(Debug)]
 pub(crate) enum Command {
     Call { id: GroupId, call: Call, deadline: Instant, reply: oneshot::Sender<Result<Answer, Error>> },
+    Propose { id: GroupId, proposal: Proposal, deadline: Instant, reply: oneshot::Sender<Result<Answer, Error>> },
     Create { spec: GroupSpec, reply: oneshot::Sender<Result<(), GroupError>> },
-    Remove { id: GroupId, reply: oneshot::Sender<Result<(), GroupError>> },
+    Remove { id: GroupId, keep_data: bool, reply: oneshot::Sender<Result<(), GroupError>> },
     SetMembers { id: GroupId, voters: BTreeSet<NodeId>, reply: oneshot::Sender<Result<MembersChange, GroupError>> },
     Campaign { id: GroupId, reply: oneshot::Sender<Result<(), GroupError>> },
     Transfer { id: GroupId, to: NodeId, reply: oneshot::Sender<Result<(), GroupError>> },
@@ -268,7 +288,46 @@ impl Handle {
     /// # Errors
     /// If that cannot be written.
     pub async fn remove(&self, namespace: NamespaceId, epoch: Epoch) -> Result<(), GroupError> {
-        self.ask(|reply| Command::Remove { id: GroupId { namespace, epoch }, reply }).await
+        self.ask(|reply| Command::Remove { id: GroupId { namespace, epoch }, keep_data: false, reply }).await
+    }
+
+    /// Removes a replica with its log and leaves its data and its exactly-once table in place, for the epoch that
+    /// follows; does nothing if there is none. Durable when it returns.
+    ///
+    /// # Errors
+    /// If that cannot be written.
+    pub async fn retire(&self, namespace: NamespaceId, epoch: Epoch) -> Result<(), GroupError> {
+        self.ask(|reply| Command::Remove { id: GroupId { namespace, epoch }, keep_data: true, reply }).await
+    }
+
+    /// Proposes what no client may, and waits until it is applied here. What is lost on its way is proposed again:
+    /// each of these can be done twice without harm.
+    ///
+    /// # Errors
+    /// As [`Handle::call`] for a write.
+    pub async fn propose(
+        &self,
+        namespace: NamespaceId,
+        epoch: Epoch,
+        proposal: Proposal,
+        deadline: Instant,
+    ) -> Result<(), Error> {
+        let (id, (reply, answer)) = (GroupId { namespace, epoch }, oneshot::channel());
+        if self.commands.send(Command::Propose { id, proposal, deadline, reply }).is_err() {
+            return Err(Error::Unavailable { node: self.node, why: "the engine has stopped".into() });
+        }
+        let stopped = || Err(Error::OutcomeUnknown { why: "the node stopped while it was under way".into() });
+        answer.await.unwrap_or_else(|_| stopped()).map(drop)
+    }
+
+    /// What is applied here of a namespace: where an epoch that is sealed has ended, and with what. `None` if this
+    /// node holds no state of that epoch. Does not wait for the driver.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub fn state(&self, namespace: NamespaceId, epoch: Epoch) -> Result<Option<State>, StoreError> {
+        let state = get::<State>(&*self.store, &state_key(namespace))?;
+        Ok(state.filter(|state| state.applied.epoch == epoch))
     }
 
     /// Takes the next step towards these voters: new ones are taken in as learners first, and once they have caught

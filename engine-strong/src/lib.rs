@@ -44,4 +44,6 @@ pub mod snapshot;
 
 pub use config::{Config, Planted};
 pub use driver::{PeerLink, StrongEngine};
-pub use handle::{Call, Changes, GroupError, GroupId, GroupInfo, GroupSpec, Handle, MembersChange, Metrics};
+pub use handle::{
+    Call, Changes, GroupError, GroupId, GroupInfo, GroupSpec, Handle, MembersChange, Metrics, Proposal,
+};

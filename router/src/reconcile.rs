@@ -72,6 +72,7 @@ async fn bootstrap(inner: &Inner) -> Result<(), GroupError> {
         name: plan::system_name(),
         voters: if founder { founders.into_iter().collect() } else { Default::default() },
         learners: Default::default(),
+        base: None,
     };
     inner.strong.create(spec).await
 }
@@ -236,6 +237,7 @@ async fn create(inner: &Inner, name: &NamespaceName, record: &NamespaceRecord) -
         name: name.clone(),
         voters: if founds { record.initial.iter().copied().collect() } else { Default::default() },
         learners: Default::default(),
+        base: None,
     };
     inner.strong.create(spec).await?;
     tracing::info!(namespace = %name, founds, "replica created");

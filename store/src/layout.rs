@@ -11,7 +11,7 @@
 //! | `namespace` | namespace 8, what 1, the rest as `what` says |
 
 use bytes::{BufMut, Bytes, BytesMut};
-use duet_proto::{Epoch, Hlc, NamespaceId, NodeId, limits};
+use duet_proto::{Epoch, Hlc, NamespaceId, NodeId, Stamp, limits};
 
 use crate::StoreError;
 
@@ -120,6 +120,21 @@ pub fn namespace_key(namespace: NamespaceId, what: u8, rest: &[u8]) -> Bytes {
     key.put_u8(what);
     key.put_slice(rest);
     key.freeze()
+}
+
+const TOMBSTONE: u8 = 0x21;
+
+/// In `namespace`: the row under which the key of a tombstone is listed, by the tombstone's stamp. Both engines list
+/// theirs, so that they are found without reading everything.
+#[must_use]
+pub fn tombstone_key(namespace: NamespaceId, stamp: Stamp) -> Bytes {
+    namespace_key(namespace, TOMBSTONE, &stamp.to_bytes())
+}
+
+/// What the rows of all tombstones of a namespace begin with.
+#[must_use]
+pub fn tombstone_prefix(namespace: NamespaceId) -> Bytes {
+    namespace_key(namespace, TOMBSTONE, &[])
 }
 
 /// In `origin`: which write of which node.

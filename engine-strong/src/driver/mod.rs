@@ -213,6 +213,9 @@ impl Driver {
                     }
                 }
             }
+            Command::Propose { id, proposal, deadline, reply } if self.farewell.is_none() => {
+                self.host.propose(id, proposal, deadline, reply, now);
+            }
             other => self.host.command(other, now),
         }
     }

@@ -16,7 +16,7 @@ use crate::{
     GroupError, GroupId, GroupSpec,
     handle::Command,
     log::{FOUNDED, Log, Place, Row},
-    machine::{Machine, State},
+    machine::{Machine, State, get, state_key},
 };
 
 impl Host {
@@ -24,7 +24,7 @@ impl Host {
     pub(crate) fn command(&mut self, command: Command, now: Instant) {
         match command {
             Command::Create { spec, reply } => self.create(spec, reply, now),
-            Command::Remove { id, reply } => self.remove(id, reply),
+            Command::Remove { id, keep_data, reply } => self.remove(id, keep_data, reply),
             Command::SetMembers { id, voters, reply } => {
                 let result = self.admin(id, now, |group, cx| group.set_members(&voters, cx));
                 let _ = reply.send(result);
@@ -41,7 +41,7 @@ impl Host {
             Command::Statuses { reply } => {
                 let _ = reply.send(self.statuses(now));
             }
-            Command::Call { reply, .. } => {
+            Command::Call { reply, .. } | Command::Propose { reply, .. } => {
                 let why = "the node is stopping".to_owned();
                 let _ = reply.send(Err(Error::Unavailable { node: self.config.node, why }));
             }
@@ -111,16 +111,21 @@ impl Host {
         Row::put(batch, id, &spec.name);
         let log = Log::create(self.store.clone(), id, self.keep(), base, conf, batch);
         let machine = if founder {
-            let mut state = State::empty(id.epoch);
+            let before = get::<State>(&*self.store, &state_key(id.namespace))?;
+            let mut state = match spec.base {
+                Some(base) => State::over(base, id.epoch, before.as_ref()),
+                None => State::empty(id.epoch),
+            };
             (state.applied.index, state.term) = (base.index, base.term);
             Some(Machine::create(&*self.store, self.machine_group(id, spec.name.clone()), state, batch)?)
         } else {
+            Machine::forget(id.namespace, batch);
             None
         };
         Group::new(&self.config, id, spec.name.clone(), log, machine, now)
     }
 
-    fn remove(&mut self, id: GroupId, reply: oneshot::Sender<Result<(), GroupError>>) {
+    fn remove(&mut self, id: GroupId, keep_data: bool, reply: oneshot::Sender<Result<(), GroupError>>) {
         match self.groups.remove(&id) {
             None => {
                 let _ = reply.send(Ok(()));
@@ -132,7 +137,9 @@ impl Host {
         self.groups.insert(id, Slot::Removing);
         self.sends.forget(id);
         Row::destroy(&mut self.batch, id);
-        Machine::destroy(id.namespace, &mut self.batch);
+        if !keep_data {
+            Machine::destroy(id.namespace, &mut self.batch);
+        }
         self.tells.push(Tell::Removed(id, reply));
         self.publish(id);
         self.wake_subscribers(id.namespace);

@@ -38,7 +38,7 @@ use self::{
     wire::{Bulk, Item, Outbox},
 };
 use crate::{
-    Call, Config, GroupId, GroupInfo, Metrics,
+    Call, Config, GroupId, GroupInfo, Metrics, Proposal,
     handle::Board,
     log::{Keep, Log, Place, Row},
     machine::{self, Command as Entry, Machine, RequestId},
@@ -413,31 +413,16 @@ impl Host {
         reply: Reply,
         now: Instant,
     ) {
-        let node = self.config.node;
         if let Err(error) = call.op.validate(self.config.value_max) {
             let _ = reply.send(Err(error));
             return;
         }
-        match self.groups.get(&id) {
-            Some(Slot::Running(group)) => {
-                if call.op.is_write() && group.writes.bytes() > self.config.pending_bytes {
-                    let why = format!("{} bytes of writes wait in namespace {}", group.writes.bytes(), group.name);
-                    let _ = reply.send(Err(Error::Overloaded { why }));
-                    return;
-                }
-            }
-            Some(Slot::Failed { why, .. }) => {
-                let _ = reply.send(Err(Error::Unavailable { node, why: format!("the replica has failed: {why}") }));
-                return;
-            }
-            Some(Slot::Removing) | None => {
-                let _ = reply.send(Err(Error::NotHere { members: Vec::new() }));
-                return;
-            }
+        if let Err(error) = self.admit(id, call.op.is_write()) {
+            let _ = reply.send(Err(error));
+            return;
         }
-        self.requests += 1;
-        let counter = self.requests;
-        let request = RequestId { node, boot: self.config.boot, counter };
+        let request = self.request();
+        let counter = request.counter;
         self.with(id, now, |group, cx| {
             let Call { op, attempt, consistency } = call;
             if op.is_write() {
@@ -458,6 +443,47 @@ impl Host {
             Ok(())
         });
         self.dirty.insert(id);
+    }
+
+    /// What no client may write. It can be done twice without harm, so it is proposed until it is applied.
+    pub(crate) fn propose(&mut self, id: GroupId, proposal: Proposal, deadline: Instant, reply: Reply, now: Instant) {
+        if let Err(error) = self.admit(id, true) {
+            let _ = reply.send(Err(error));
+            return;
+        }
+        let request = self.request();
+        let entry = match proposal {
+            Proposal::Seal { next } => Entry::Seal { request, next },
+            Proposal::Late { records } => Entry::Late { request, records },
+            Proposal::Settle => Entry::Settle { request },
+        };
+        self.with(id, now, |group, cx| {
+            group.wake(cx, true);
+            group.write(request.counter, entry.encode(), true, deadline, reply, now);
+            Ok(())
+        });
+        self.dirty.insert(id);
+    }
+
+    /// Whether a request for a group can be taken in.
+    fn admit(&self, id: GroupId, write: bool) -> Result<(), Error> {
+        let node = self.config.node;
+        match self.groups.get(&id) {
+            Some(Slot::Running(group)) if write && group.writes.bytes() > self.config.pending_bytes => {
+                let why = format!("{} bytes of writes wait in namespace {}", group.writes.bytes(), group.name);
+                Err(Error::Overloaded { why })
+            }
+            Some(Slot::Running(_)) => Ok(()),
+            Some(Slot::Failed { why, .. }) => {
+                Err(Error::Unavailable { node, why: format!("the replica has failed: {why}") })
+            }
+            Some(Slot::Removing) | None => Err(Error::NotHere { members: Vec::new() }),
+        }
+    }
+
+    fn request(&mut self) -> RequestId {
+        self.requests += 1;
+        RequestId { node: self.config.node, boot: self.config.boot, counter: self.requests }
     }
 
     /// Hands all leaderships over. Whether some are still held that somebody else could take.

@@ -4,18 +4,21 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use duet_proto::{
-    Change, Compare, Error, Expect, Hlc, Mutation, NodeId, Op, Outcome, Record, Resource, Stamp, Try, TxnResult,
-    limits,
+    Change, Compare, Epoch, Error, Expect, Hlc, Mutation, NodeId, Op, Outcome, Record, Resource, Stamp, Try,
+    TxnResult, limits,
 };
 use duet_store::{Batch, Family, View, layout};
 
 use super::{
-    Applied, Command, Committed, Group, Machine, MachineError, Position, State, Write, put,
+    Applied, Command, Committed, Group, Machine, MachineError, Position, Seal, State, Write, put,
     read::load,
     rows::answer_key,
     sessions::{self, Bounds, Remembered, Sessions, Verdict},
     state_key,
 };
+
+/// Tombstones that one [`Command::Settle`] drops.
+const SETTLE_ROWS: usize = if cfg!(test) { 2 } else { 1024 };
 
 impl Machine {
     /// Applies entries, in order, and answers what came of every write among them. Writing `batch` makes it so; it
@@ -36,6 +39,7 @@ impl Machine {
             sessions: &mut self.sessions,
             bounds: self.bounds,
             records: BTreeMap::new(),
+            listed: BTreeMap::new(),
             answers: BTreeMap::new(),
             forgotten: Vec::new(),
         };
@@ -68,6 +72,8 @@ struct Step<'a> {
     bounds: Bounds,
     /// The keys written, as they are now.
     records: BTreeMap<Bytes, Option<Record>>,
+    /// Rows of the list of tombstones: new ones with their key, and those that go.
+    listed: BTreeMap<Bytes, Option<Bytes>>,
     /// The answers remembered and not forgotten again.
     answers: BTreeMap<Position, Remembered>,
     /// The answers whose rows were there before and are to go.
@@ -85,22 +91,94 @@ impl Step<'_> {
         // For every entry, whatever it says: what is forgotten depends on positions alone.
         let forgotten = self.sessions.expire(self.state.applied, self.bounds, &mut self.state.floor);
         self.forget(forgotten);
-        match entry.command {
-            Command::Noop => Ok(None),
-            Command::Write(write) => {
-                let request = write.request;
-                let result = self.write(write)?;
-                Ok(Some(Applied { index: entry.index, request, result }))
+        let (request, result) = match entry.command {
+            Command::Noop => return Ok(None),
+            Command::Write(write) => (write.request, self.write(write)?),
+            Command::Seal { request, next } => (request, self.seal(next)),
+            Command::Late { request, records } => (request, self.late(records)?),
+            Command::Settle { request } => (request, self.settle()?),
+        };
+        Ok(Some(Applied { index: entry.index, request, result }))
+    }
+
+    /// Ends the epoch; doing it again changes nothing.
+    fn seal(&mut self, next: Epoch) -> Result<Outcome, Error> {
+        let Position { epoch, index } = self.state.applied;
+        match self.state.sealed {
+            None if next > epoch => self.state.sealed = Some(Seal { next, index }),
+            Some(seal) if seal.next == next => {}
+            other => {
+                let other = other.map_or_else(String::new, |seal| format!(": it is, for epoch {}", seal.next));
+                let why = format!("epoch {epoch} cannot be sealed for epoch {next}{other}");
+                return Err(Error::InvalidRequest { why });
             }
         }
+        Ok(Outcome::Written(self.state.last))
+    }
+
+    fn sealed(&self) -> Result<(), Error> {
+        let Some(Seal { next, .. }) = self.state.sealed else { return Ok(()) };
+        let why = format!("its epoch {} has ended; epoch {next} follows", self.state.applied.epoch);
+        Err(Error::Changing { namespace: self.group.name.clone(), why })
+    }
+
+    /// Merges writes of earlier epochs by their stamps.
+    fn late(&mut self, records: Vec<(Bytes, Record)>) -> Result<Result<Outcome, Error>, MachineError> {
+        if let Err(error) = self.sealed() {
+            return Ok(Err(error));
+        }
+        let epoch = self.state.applied.epoch;
+        if !self.state.keep_tombstones || records.iter().any(|(_, record)| record.stamp.epoch >= epoch) {
+            return Ok(Err(Error::InvalidRequest { why: "late writes that nobody is owed".into() }));
+        }
+        for (key, record) in records {
+            let old = self.load(&key)?;
+            if old.as_ref().is_none_or(|old| old.stamp < record.stamp) {
+                self.replace(key, old, Some(record));
+            }
+        }
+        Ok(Ok(Outcome::Written(self.state.last)))
+    }
+
+    /// Tombstones need not be kept; drops a few of the oldest.
+    fn settle(&mut self) -> Result<Result<Outcome, Error>, MachineError> {
+        if let Err(error) = self.sealed() {
+            return Ok(Err(error));
+        }
+        self.state.keep_tombstones = false;
+        let mut doomed = Vec::new();
+        let (from, to) = layout::prefix_range(layout::tombstone_prefix(self.group.namespace));
+        for row in self.view.scan(Family::Namespace, &from, Some(&to))? {
+            let (place, key) = row?;
+            // Gone already, by an entry before this one.
+            if self.listed.get(&place) != Some(&None) {
+                doomed.push(key);
+            }
+            if doomed.len() == SETTLE_ROWS {
+                break;
+            }
+        }
+        for key in doomed {
+            let old = self.load(&key)?;
+            if old.as_ref().is_some_and(|old| old.live().is_none()) {
+                self.replace(key, old, None);
+            }
+        }
+        Ok(Ok(Outcome::Written(self.state.last)))
     }
 
     /// Runs a write, unless it has run.
     fn write(&mut self, write: Write) -> Result<Result<Outcome, Error>, MachineError> {
         let Write { request, proposed, attempt, op } = write;
-        let Some(attempt) = attempt else { return self.run(op, proposed, request.node) };
+        let Some(attempt) = attempt else {
+            return self.sealed().map_or_else(|error| Ok(Err(error)), |()| self.run(op, proposed, request.node));
+        };
         match self.sessions.check(&attempt, self.state.floor) {
             Verdict::Fresh => {
+                // Nothing is remembered of a refusal: the next epoch is to run it.
+                if let Err(error) = self.sealed() {
+                    return Ok(Err(error));
+                }
                 let answer = self.run(op, proposed, request.node)?;
                 self.remember(&attempt, answer.clone());
                 Ok(answer)
@@ -195,19 +273,35 @@ impl Step<'_> {
         let Mutation { key, change } = mutation;
         let new = match change {
             Change::Put(value) => Some(Record::value(stamp, value)),
+            Change::Delete if self.state.keep_tombstones => Some(Record::tombstone(stamp)),
             Change::Delete => None,
         };
+        self.replace(key, old, new);
+    }
+
+    /// Puts one record, or nothing, in the place of another, or of nothing.
+    fn replace(&mut self, key: Bytes, old: Option<Record>, new: Option<Record>) {
         if old.is_none() && new.is_none() {
             return;
         }
         let state = &mut self.state;
         state.digest.replace(&key, old.as_ref(), new.as_ref());
-        match old.as_ref().map(|old| old.live().is_some()) {
-            Some(true) => state.keys = state.keys.saturating_sub(1),
-            Some(false) => state.tombstones = state.tombstones.saturating_sub(1),
+        match &old {
+            Some(old) if old.live().is_some() => state.keys = state.keys.saturating_sub(1),
+            Some(old) => {
+                state.tombstones = state.tombstones.saturating_sub(1);
+                self.listed.insert(layout::tombstone_key(self.group.namespace, old.stamp), None);
+            }
             None => {}
         }
-        state.keys += u64::from(new.is_some());
+        match &new {
+            Some(new) if new.live().is_some() => state.keys += 1,
+            Some(new) => {
+                state.tombstones += 1;
+                self.listed.insert(layout::tombstone_key(self.group.namespace, new.stamp), Some(key.clone()));
+            }
+            None => {}
+        }
         self.records.insert(key, new);
     }
 
@@ -245,6 +339,12 @@ impl Step<'_> {
             match record {
                 Some(record) => batch.put(Family::Data, row, record.encode(&key)),
                 None => batch.delete(Family::Data, row),
+            }
+        }
+        for (row, key) in self.listed {
+            match key {
+                Some(key) => batch.put(Family::Namespace, row, key),
+                None => batch.delete(Family::Namespace, row),
             }
         }
         for (position, remembered) in self.answers {

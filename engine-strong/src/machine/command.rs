@@ -1,10 +1,11 @@
 //! Commands: what the entries of a group's log say.
 //!
 //! One version byte, then postcard. An entry without data (a new leader's first, a change of members) is a
-//! [`Command::Noop`]. The variants after `Write` are reserved, in this order, for what a change of mode needs: the seal
-//! of an epoch, and late writes that bring their own stamps.
+//! [`Command::Noop`]. What comes after `Write` serves a change of mode: the seal that ends an epoch, late writes that
+//! bring their own stamps, and the end of waiting for them.
 
-use duet_proto::{Boot, Hlc, NodeId, Op, Try};
+use bytes::Bytes;
+use duet_proto::{Boot, Epoch, Hlc, NodeId, Op, Record, Try};
 use serde::{Deserialize, Serialize};
 
 const VERSION: u8 = 1;
@@ -21,13 +22,32 @@ pub struct RequestId {
 }
 
 /// What an entry says.
-#[expect(clippy::large_enum_variant, reason = "nearly all are writes; a box would cost each an allocation")]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Command {
     /// Nothing; it only takes its place in the log.
     Noop,
     /// A client's write.
     Write(Write),
+    /// The end of the epoch: what comes after it in the log is refused, and `next` begins with what came before.
+    Seal {
+        /// Who proposed it.
+        request: RequestId,
+        /// The epoch that is to follow.
+        next: Epoch,
+    },
+    /// Writes of an earlier epoch that a member brings back. Each is merged by its stamp: what was written since stays.
+    Late {
+        /// Who proposed them.
+        request: RequestId,
+        /// Keys and records.
+        records: Vec<(Bytes, Record)>,
+    },
+    /// No late writes are owed any more: tombstones are no longer kept, and the oldest of those held go. Proposed
+    /// again until none is left.
+    Settle {
+        /// Who proposed it.
+        request: RequestId,
+    },
 }
 
 /// A client's write.

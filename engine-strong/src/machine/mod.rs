@@ -72,6 +72,35 @@ pub struct State {
     pub tombstones: u64,
     /// Every write at or above it whose answer was not received is in the exactly-once table.
     pub floor: Position,
+    /// The end of the epoch, once it is in the log.
+    pub sealed: Option<Seal>,
+    /// Some member may still bring writes of an earlier epoch: deletes leave a tombstone, so that those cannot bring
+    /// back what was deleted meanwhile.
+    pub keep_tombstones: bool,
+}
+
+/// The end of an epoch. Nothing after it in the log has any effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seal {
+    /// The epoch that is to follow.
+    pub next: Epoch,
+    /// Where in the log it is.
+    pub index: u64,
+}
+
+/// The data that an epoch begins with, as the members of the one before it left it in place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Base {
+    /// The highest stamp held.
+    pub last: Stamp,
+    /// The digest of the live values.
+    pub digest: Digest,
+    /// Live keys.
+    pub keys: u64,
+    /// Tombstones held.
+    pub tombstones: u64,
+    /// Whether late writes are owed.
+    pub keep_tombstones: bool,
 }
 
 impl State {
@@ -87,7 +116,26 @@ impl State {
             keys: 0,
             tombstones: 0,
             floor: start,
+            sealed: None,
+            keep_tombstones: false,
         }
+    }
+
+    /// What the epoch has come to: where the next one begins.
+    #[must_use]
+    pub fn base(&self) -> Base {
+        let State { last, digest, keys, tombstones, keep_tombstones, .. } = *self;
+        Base { last, digest, keys, tombstones, keep_tombstones }
+    }
+
+    /// An epoch that begins with what is in place. The exactly-once table of earlier epochs goes on: `before` is the
+    /// state that the last strong one left.
+    #[must_use]
+    pub fn over(base: Base, epoch: Epoch, before: Option<&State>) -> State {
+        let Base { last, digest, keys, tombstones, keep_tombstones } = base;
+        let empty = State::empty(epoch);
+        let floor = before.map_or(empty.floor, |state| state.floor);
+        State { last, digest, keys, tombstones, keep_tombstones, floor, ..empty }
     }
 }
 
@@ -205,6 +253,11 @@ impl Machine {
         }
         let sessions = Sessions::open(view, group.namespace)?;
         Ok(Some(Machine { group, state, sessions, bounds: Bounds::default() }))
+    }
+
+    /// Makes room for a replica that joins over what an earlier epoch left in place, and gets a snapshot.
+    pub(crate) fn forget(namespace: NamespaceId, batch: &mut Batch) {
+        batch.delete(Family::Namespace, state_key(namespace));
     }
 
     /// Removes everything that any machine or install of the namespace has put anywhere, and its records.

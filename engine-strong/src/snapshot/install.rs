@@ -207,6 +207,13 @@ impl Installer {
             let (row, value) = row?;
             let (key, value) = section.split(&row, value)?;
             size += key.len() + value.len();
+            if section == Section::Records {
+                let record = Record::decode(&key, value.clone())
+                    .map_err(|error| SnapshotError::Record { key: key.clone(), error })?;
+                if record.live().is_none() {
+                    batch.put(Family::Namespace, layout::tombstone_key(live, record.stamp), key.clone());
+                }
+            }
             put_row(batch, live, section, &key, value);
             if size >= MOVE_BYTES {
                 return Ok(Place::Rows { section, after: Some(key) });

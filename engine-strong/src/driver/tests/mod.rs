@@ -14,6 +14,7 @@ use duet_store::{Family, WallClock, layout, memory::MemoryStore};
 use super::*;
 use crate::{Call, GroupSpec};
 
+mod epochs;
 mod replicas;
 mod requests;
 
@@ -190,6 +191,7 @@ fn spec(namespace: u64, voters: &[u32]) -> GroupSpec {
         name: NamespaceName::new(format!("ns{namespace}")).unwrap(),
         voters: voters.iter().copied().map(NodeId).collect(),
         learners: BTreeSet::new(),
+        base: None,
     }
 }
 

@@ -180,6 +180,7 @@ impl Runner for Script {
                         name,
                         voters,
                         learners: BTreeSet::new(),
+                        base: None,
                     };
                     let (reply, _) = oneshot::channel();
                     let host = &mut self.nodes.get_mut(id).ok_or("no node")?.host;
