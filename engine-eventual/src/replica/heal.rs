@@ -1,9 +1,9 @@
 //! Healing: damaged records are replaced by a peer's; replicas that claim the same and differ compare range by range.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use duet_proto::{Body, Digest, NodeId, Record};
+use duet_proto::{Body, Digest, Hlc, NodeId, Record, Stamp};
 use duet_store::{Family, StoreError, layout};
 
 use super::Step;
@@ -18,6 +18,8 @@ use crate::{
 pub(super) struct Heal {
     /// Keys whose records cannot be read, with what this replica claimed when that was found.
     damaged: BTreeMap<Bytes, Frontier>,
+    /// Those of them that the last recount left out.
+    uncounted: BTreeSet<Bytes>,
     asked_ms: u64,
     /// A comparison on its way: with whom, and the range it has come to.
     comparing: Option<(NodeId, Compare, u64)>,
@@ -69,47 +71,65 @@ impl Step<'_> {
         frontier: &Frontier,
         items: Vec<(Bytes, Option<Record>)>,
     ) -> Result<(), StoreError> {
-        if !self.above_floor(frontier) {
+        let last = items.iter().filter_map(|(_, record)| Some(record.as_ref()?.stamp.hlc)).max();
+        if !self.above_floor(frontier) || !self.in_time(last.unwrap_or(Hlc::ZERO)) {
             return Ok(());
         }
-        let mut recount = false;
+        let mut found = BTreeMap::new();
         for (key, record) in items {
-            if self.r.heal.damaged.get(&key).is_none_or(|claimed| !frontier.covers(claimed)) {
-                continue;
+            // What this very step has changed is looked at again when that is durable.
+            let claimed = self.r.heal.damaged.get(&key).filter(|_| !self.table.touches(&key));
+            if claimed.is_some_and(|claimed| frontier.covers(claimed)) {
+                self.r.heal.damaged.remove(&key);
+                found.insert(key, record);
             }
-            self.r.heal.damaged.remove(&key);
-            if !matches!(self.table.get(&key), Err(ReadError::Record(_))) {
-                continue;
-            }
-            // What the lost record was is known from the index alone: its stamps there.
-            let listed = self.listed(&key)?;
-            self.r.counters.healed += 1;
-            if let Some(record) = &record
-                && listed == [record.stamp]
-            {
-                let place = layout::data_key(self.r.namespace, &key);
-                self.table.batch.put(Family::Data, place, record.encode(&key));
-                continue;
-            }
-            recount = true;
-            for stamp in listed {
-                // Whether it was a tombstone is not known; its row goes if there is one.
-                self.table.unlist(&Record::tombstone(stamp));
-            }
-            self.table.replace(&mut self.r.meta, &key, None, record);
+        }
+        if found.is_empty() {
+            return Ok(());
+        }
+        let (mut listed, mut recount) = (self.listed(&found)?, false);
+        for (key, record) in found {
+            recount |= !self.restore(&key, record, listed.remove(&key).unwrap_or_default())?;
         }
         if recount { self.recount() } else { Ok(()) }
     }
 
-    /// The stamps under which the index lists a key. A walk of the whole index: damage is rare.
-    fn listed(&self, key: &Bytes) -> Result<Vec<duet_proto::Stamp>, StoreError> {
+    /// Puts a peer's record in the place of a damaged one, of which only the index is left: its stamps there.
+    /// Whether the digest and the counts are right afterwards.
+    fn restore(&mut self, key: &Bytes, record: Option<Record>, listed: Vec<Stamp>) -> Result<bool, StoreError> {
+        let uncounted = self.r.heal.uncounted.remove(key);
+        match self.table.get(key) {
+            Ok(mine) if listed.iter().eq(mine.iter().map(|mine| &mine.stamp)) => return Ok(true),
+            Err(ReadError::Store(error)) => return Err(error),
+            Ok(_) | Err(ReadError::Record(_)) => {}
+        }
+        self.r.counters.healed += 1;
+        self.r.barren = None;
+        self.effects.changed.push(key.clone());
+        let same = record.as_ref().is_some_and(|record| listed == [record.stamp]);
+        for stamp in listed {
+            // Whether it was a tombstone is not known; its row goes if there is one.
+            self.table.unlist(&Record::tombstone(stamp));
+        }
+        let before = self.r.meta.summary();
+        self.table.replace(&mut self.r.meta, key, None, record);
+        if same && !uncounted {
+            // It was counted all the time.
+            (self.r.meta.digest, self.r.meta.keys, self.r.meta.tombstones) =
+                (before.digest, before.keys, before.tombstones);
+        }
+        Ok(same)
+    }
+
+    /// The stamps under which the index lists some keys. A walk of the whole index: damage is rare.
+    fn listed(&self, keys: &BTreeMap<Bytes, Option<Record>>) -> Result<BTreeMap<Bytes, Vec<Stamp>>, StoreError> {
         let (from, to) = layout::prefix_range(layout::group_prefix(self.r.namespace, self.r.epoch));
-        let mut stamps = Vec::new();
+        let mut stamps: BTreeMap<Bytes, Vec<Stamp>> = BTreeMap::new();
         for row in self.cx.view.scan(Family::Origin, &from, Some(&to))? {
             let (row, listed) = row?;
-            if listed == *key {
+            if keys.contains_key(&listed) {
                 let (_, epoch, node, hlc) = layout::split_origin_key(&row)?;
-                stamps.push(duet_proto::Stamp { epoch, hlc, node });
+                stamps.entry(listed).or_default().push(Stamp { epoch, hlc, node });
             }
         }
         Ok(stamps)
@@ -118,6 +138,7 @@ impl Step<'_> {
     /// Counts everything anew: the digest of a lost record cannot be taken out of the sum.
     pub(super) fn recount(&mut self) -> Result<(), StoreError> {
         let (mut digest, mut keys, mut tombstones) = (Digest::EMPTY, 0, 0);
+        self.r.heal.uncounted.clear();
         let mut take = |key: &Bytes, record: &Record| {
             digest.replace(key, None, Some(record));
             *(if record.body == Body::Tombstone { &mut tombstones } else { &mut keys }) += 1;
@@ -129,7 +150,10 @@ impl Step<'_> {
             match self.table.get(&key) {
                 Ok(Some(record)) => take(&key, &record),
                 Ok(None) => {}
-                Err(ReadError::Record(_)) => self.r.report_damage(key),
+                Err(ReadError::Record(_)) => {
+                    self.r.report_damage(key.clone());
+                    self.r.heal.uncounted.insert(key);
+                }
                 Err(ReadError::Store(error)) => return Err(error),
             }
         }
@@ -156,9 +180,7 @@ impl Step<'_> {
     pub(super) fn differs(&mut self, from: NodeId, differs: Differs) -> Result<(), StoreError> {
         let asked = self.r.heal.comparing.as_ref();
         let Differs { frontier, after, to, items } = differs;
-        if !asked
-            .is_some_and(|(peer, r, _)| *peer == from && r.after == after && r.to == to && r.frontier == frontier)
-        {
+        if !asked.is_some_and(|(peer, r, _)| (*peer, &r.after, &r.frontier) == (from, &after, &frontier)) {
             return Ok(());
         }
         self.r.heal.comparing = None;

@@ -193,6 +193,8 @@ pub struct Replica {
     /// Sessions of peers with this replica, one each.
     serving: BTreeMap<NodeId, Serving>,
     heal: Heal,
+    /// What everybody held when no tombstone could be forgotten: there is none to be found until they hold more.
+    barren: Option<Frontier>,
     /// Since which version each origin that left is gone, as far as this start of the node knows (rule 7).
     departed: BTreeMap<NodeId, u64>,
     reported: Option<(u64, Meta)>,
@@ -263,6 +265,7 @@ impl Replica {
             early: BTreeMap::new(),
             serving: BTreeMap::new(),
             heal: Heal::default(),
+            barren: None,
             departed: BTreeMap::new(),
             reported: None,
             counters: Counters::default(),

@@ -1,0 +1,92 @@
+//! Many clients, many namespaces, and one history for one seed.
+
+use super::*;
+
+#[tokio::test(start_paused = true)]
+async fn many_clients_share_syncs() {
+    let cluster = three(1).await;
+    let before = cluster.nodes[&1].committer.stats().groups;
+    let clients: Vec<_> = (0..256)
+        .map(|client| {
+            let handle = cluster.handle(1);
+            tokio::spawn(async move {
+                for i in 0..10 {
+                    let call = Call { op: put_op(&format!("k{client}-{i}"), "v"), token: None };
+                    handle.call(NS, E1, call, in_seconds(30)).await.unwrap();
+                }
+            })
+        })
+        .collect();
+    for client in clients {
+        client.await.unwrap();
+    }
+    let syncs = cluster.nodes[&1].committer.stats().groups - before;
+    assert!(syncs <= 40, "2560 writes took {syncs} syncs");
+    cluster.settle(&[1, 2, 3]).await;
+    let metrics = cluster.handle(1).metrics();
+    assert!(metrics.frames_out < 200, "messages of a step share a frame: {metrics:?}");
+    assert_eq!((metrics.writes, metrics.dropped), (2560, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn idle_namespaces_cost_next_to_nothing() {
+    let cluster = Cluster::start(&[1, 2, 3], |_| {});
+    for namespace in 1..=300 {
+        cluster.found(namespace, &[1, 2, 3], 1).await;
+    }
+    cluster.put(1, "k", "v").await.unwrap();
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    let before: Vec<_> = (1..=3).map(|id| cluster.handle(id).metrics()).collect();
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    for (id, before) in (1..=3).zip(before) {
+        let after = cluster.handle(id).metrics();
+        assert_eq!((after.commits - before.commits, after.open), (0, 0), "nothing is written");
+        let (steps, frames) = (after.steps - before.steps, after.frames_out - before.frames_out);
+        assert!(steps <= 300 * 5 * 4, "{steps} steps, a few per namespace in each 20 s");
+        assert!(frames <= 100 * 2 + 400, "{frames} frames, most of them beats");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_step_takes_a_bounded_bite() {
+    let cluster = Cluster::start(&[1], |config| (config.step_bytes, config.pending_bytes) = (10_000, 50_000));
+    cluster.found(1, &[1], 1).await;
+    let clients: Vec<_> = (0..100)
+        .map(|i| {
+            let handle = cluster.handle(1);
+            let call = Call { op: put_op(&format!("k{i}"), vec![b'x'; 1000]), token: None };
+            tokio::spawn(async move { handle.call(NS, E1, call, in_seconds(30)).await })
+        })
+        .collect();
+    let (mut done, mut overloaded) = (0, 0);
+    for client in clients {
+        match client.await.unwrap() {
+            Ok(_) => done += 1,
+            Err(Error::Overloaded { .. }) => overloaded += 1,
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+    assert!(done >= 46 && done + overloaded == 100, "{done} done");
+    assert!(cluster.nodes[&1].committer.stats().groups > 4);
+}
+
+/// One seed, one history: what is sent and written does not depend on anything else.
+#[test]
+fn the_same_seed_gives_the_same_history() {
+    let history = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        runtime.block_on(async {
+            let mut cluster = three(2).await;
+            let disk = cluster.crash(3, 1);
+            for i in 0..100 {
+                cluster.put(1 + i % 2, &format!("k{i}"), vec![0; 500]).await.unwrap();
+            }
+            cluster.restart(3, disk);
+            cluster.settle(&[1, 2, 3]).await;
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            let metrics: Vec<_> = (1..=3).map(|id| cluster.handle(id).metrics()).collect();
+            (cluster.begin.elapsed(), metrics, cluster.status(1).await)
+        })
+    };
+    assert_eq!(history(), history());
+}
