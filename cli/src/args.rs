@@ -42,6 +42,9 @@ pub struct Globals {
     /// How long a request may take: 500ms, 5s, 2m, or a number of seconds
     #[arg(long, global = true, env = "DUET_TIMEOUT", default_value = "5s", value_parser = duration, value_name = "TIME")]
     pub timeout: Duration,
+    /// In eventual namespaces, take whatever the member at hand holds: no reading of one's own writes, no waiting
+    #[arg(long, global = true, env = "DUET_NO_SESSION", value_parser = clap::builder::FalseyValueParser::new())]
+    pub no_session: bool,
     /// What standard output shows: a table for people, or one JSON document
     #[arg(short, long, global = true, env = "DUET_OUTPUT", default_value = "table", value_name = "FORMAT")]
     pub output: Output,
@@ -75,7 +78,7 @@ pub enum Command {
     Import(Import),
     /// Write a namespace into a file
     Export(Export),
-    /// Namespaces: create, list, show, delete, move
+    /// Namespaces: create, list, show, change, delete
     #[command(subcommand)]
     Ns(Ns),
     /// Nodes of the cluster: list, add, remove
@@ -90,7 +93,7 @@ pub enum Command {
     Pki(Pki),
     /// Start a cluster of real nodes on this machine, until Ctrl-C
     Playground(Playground),
-    /// Show it all: a cluster takes real data, loses its leader, and loses nothing
+    /// Show it all: a cluster takes real data, loses its leader, is torn apart and heals, and loses nothing
     Demo(Demo),
     /// Print a completion script for a shell
     Completion {
@@ -153,7 +156,7 @@ pub struct Get {
     /// Show the version before the value, for `duet cas --expect`
     #[arg(long)]
     pub version: bool,
-    /// Accept what the answering member has applied, possibly old; strong reads see every acknowledged write
+    /// Strong namespaces: accept what the answering member has applied, possibly old
     #[arg(long)]
     pub local: bool,
     #[command(flatten)]
@@ -202,7 +205,7 @@ pub struct Scan {
     /// Leave the values out
     #[arg(long)]
     pub keys_only: bool,
-    /// Accept what the answering member has applied, possibly old
+    /// Strong namespaces: accept what the answering member has applied, possibly old
     #[arg(long)]
     pub local: bool,
 }
@@ -280,7 +283,7 @@ pub struct Export {
     /// Go on after the last whole record that the file holds already
     #[arg(long)]
     pub resume: bool,
-    /// Accept what the answering member has applied, possibly old
+    /// Strong namespaces: accept what the answering member has applied, possibly old
     #[arg(long)]
     pub local: bool,
 }
@@ -307,7 +310,7 @@ pub enum Ns {
     },
     /// List the namespaces
     List,
-    /// Show one namespace
+    /// Show one namespace and its replicas; exit code 5 if they are at odds or a clock is
     Show {
         /// Its name
         name: NamespaceName,
@@ -321,12 +324,20 @@ pub enum Ns {
         yes: bool,
     },
     /// Change the members of a namespace
+    #[command(visible_alias = "set-members")]
     Members {
         /// Its name
         name: NamespaceName,
         /// The members it is to have: node ids, separated by commas
         #[arg(required = true, value_delimiter = ',', value_name = "ID")]
         members: Vec<NodeId>,
+    },
+    /// Change how many members of an eventual namespace must have synced a write before it is acknowledged
+    SetCopies {
+        /// Its name
+        name: NamespaceName,
+        /// How many: 1 to the number of its members
+        copies: u32,
     },
 }
 

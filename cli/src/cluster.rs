@@ -4,29 +4,31 @@ use std::io::{BufRead, IsTerminal};
 
 use duet_client::{Client, NewNamespace};
 use duet_proto::{NamespaceInfo, NamespaceName, NodeInfo};
+use serde::Serialize;
 use serde_json::json;
 
 use crate::{
     args::{Node, Ns},
     failure::{Exit, Failure},
     output::{Printer, say, table},
-    status::{Report, word},
+    status::{MemberRow, Report, word},
 };
 
 /// `duet ns …`
-pub(crate) async fn namespaces(client: &Client, verb: Ns, printer: Printer) -> Result<(), Failure> {
+pub(crate) async fn namespaces(client: &Client, verb: Ns, printer: Printer) -> Result<Exit, Failure> {
     let admin = client.admin();
-    match verb {
+    let done = match verb {
         Ns::Create { name, mode, replicas, members, copies } => {
             let new = NewNamespace { mode, replicas, members, copies };
-            show(&admin.create_namespace(name.as_str(), new).await?, printer)
+            brief(&admin.create_namespace(name.as_str(), new).await?, printer)
         }
         Ns::List => {
             let list = admin.namespaces().await?;
             printer.answer(&json!({ "namespaces": list }), || namespace_table(&list))
         }
-        Ns::Show { name } => show(&admin.namespace(name.as_str()).await?, printer),
-        Ns::Members { name, members } => show(&admin.set_members(name.as_str(), members).await?, printer),
+        Ns::Show { name } => return show(client, &admin.namespace(name.as_str()).await?, printer).await,
+        Ns::Members { name, members } => brief(&admin.set_members(name.as_str(), members).await?, printer),
+        Ns::SetCopies { name, copies } => brief(&admin.set_copies(name.as_str(), copies).await?, printer),
         Ns::Delete { name, yes } => {
             if !yes {
                 confirm(&name)?;
@@ -34,11 +36,40 @@ pub(crate) async fn namespaces(client: &Client, verb: Ns, printer: Printer) -> R
             admin.delete_namespace(name.as_str()).await?;
             printer.answer(&json!({ "deleted": name }), String::new)
         }
-    }
+    };
+    done.map(|()| Exit::Done)
 }
 
-fn show(info: &NamespaceInfo, printer: Printer) -> Result<(), Failure> {
+fn brief(info: &NamespaceInfo, printer: Printer) -> Result<(), Failure> {
     printer.answer(info, || namespace_table(std::slice::from_ref(info)))
+}
+
+/// A namespace as the catalog has it, and what its members say.
+#[derive(Serialize)]
+struct Shown<'a> {
+    #[serde(flatten)]
+    info: &'a NamespaceInfo,
+    agreed: bool,
+    converged: Option<bool>,
+    replicas: &'a [MemberRow],
+}
+
+async fn show(client: &Client, info: &NamespaceInfo, printer: Printer) -> Result<Exit, Failure> {
+    let report = report(client).await?;
+    let Some(row) = report.namespaces.iter().find(|row| row.id == info.id.0) else {
+        // The node that told the topology does not know it yet.
+        return brief(info, printer).map(|()| Exit::Done);
+    };
+    let shown = Shown { info, agreed: row.agreed, converged: row.converged, replicas: &row.members };
+    printer.answer(&shown, || {
+        let state = match row.converged {
+            Some(true) => "\nall members hold the same\n",
+            Some(false) => "\nnot all members hold the same yet\n",
+            None => "",
+        };
+        format!("{}\n{}{state}", namespace_table(std::slice::from_ref(info)), row.render())
+    })?;
+    Ok(if row.alarmed() { Exit::Unhealthy } else { Exit::Done })
 }
 
 fn namespace_table(list: &[NamespaceInfo]) -> String {

@@ -3,8 +3,8 @@
 //! ```text
 //! arguments ─ args ─▶ verbs ─ duet-client ─▶ cluster        files, text    import and export, binary-safe
 //!                       │                                   status         what nodes say, side by side
-//!                       ▼                                   playground     real nodes on this machine
-//!             output: a table or one JSON document          pki            certificates
+//!                       ▼                                   playground     real nodes on this machine, links between
+//!             output: a table or one JSON document          pki            certificates      them that can be cut
 //!             failure: a message, an exit code              bench, demo    measure it, show it
 //! ```
 //!
@@ -18,6 +18,7 @@ mod cluster;
 mod demo;
 pub mod failure;
 pub mod files;
+pub mod links;
 pub mod output;
 pub mod pki;
 pub mod playground;

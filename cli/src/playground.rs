@@ -10,6 +10,8 @@
 //! Nodes run in process groups of their own, so that Ctrl-C reaches this process alone, which then stops them in order.
 //! Should this process be killed instead, the kernel tells the nodes: they are started through `duet leashed`, which
 //! asks for a signal at its parent's death and then becomes `duetd`.
+//!
+//! A playground with *doors* is one whose links can be cut: its nodes are reached through this process ([`Links`]).
 
 use std::{
     ffi::OsString,
@@ -39,6 +41,7 @@ use crate::{
     args,
     failure::{Failure, about},
     files::replace,
+    links::Links,
     pki,
 };
 
@@ -53,6 +56,9 @@ pub struct Layout {
     pub cluster: ClusterName,
     /// The port of node 1, of node 2, …: UDP for the cluster, TCP for HTTP.
     pub ports: Vec<u16>,
+    /// Where each node is reached, if that is not its own port.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub doors: Vec<u16>,
 }
 
 /// A running playground. Dropping it kills the nodes; [`Playground::stop`] stops them.
@@ -62,15 +68,16 @@ pub struct Playground {
     layout: Layout,
     duetd: PathBuf,
     running: Vec<Option<Child>>,
+    links: Option<Links>,
     _lock: Flock<fs::File>,
 }
 
 impl Playground {
-    /// Makes what the directory lacks; starts nothing.
+    /// Makes what the directory lacks; starts nothing. A new one has doors if they are asked for.
     ///
     /// # Errors
     /// If the directory is in use, says something else than `options`, or cannot be written.
-    pub fn prepare(options: &args::Playground) -> Result<Playground, Failure> {
+    pub fn prepare(options: &args::Playground, doors: bool) -> Result<Playground, Failure> {
         let duetd = find_duetd()?;
         fs::create_dir_all(&options.dir).map_err(about(&options.dir))?;
         let dir = fs::canonicalize(&options.dir).map_err(about(&options.dir))?;
@@ -82,10 +89,10 @@ impl Playground {
                 }
                 other => Failure::failed(format!("{}: {other}", path.display())),
             })?;
-        let layout = layout(&dir, options)?;
+        let layout = layout(&dir, options, doors)?;
         certificates(&dir, &layout)?;
-        let playground =
-            Playground { running: layout.ports.iter().map(|_| None).collect(), dir, layout, duetd, _lock: lock };
+        let running = layout.ports.iter().map(|_| None).collect();
+        let playground = Playground { running, dir, layout, duetd, links: None, _lock: lock };
         playground.configure()?;
         Ok(playground)
     }
@@ -106,6 +113,12 @@ impl Playground {
                 }
                 sleep(Duration::from_millis(100)).await;
             }
+        }
+        if !self.layout.doors.is_empty() {
+            let ports = self.layout.doors.iter().zip(&self.layout.ports);
+            let doors = self.nodes().into_iter().zip(ports).map(|(node, (door, port))| (node, *door, *port));
+            let failed = |e| Failure::failed(format!("a door of the nodes cannot be opened: {e}"));
+            self.links = Some(Links::open(doors).map_err(failed)?);
         }
         for node in self.nodes() {
             self.spawn(node)?;
@@ -128,7 +141,22 @@ impl Playground {
     /// Where clients and peers reach a node.
     #[must_use]
     pub fn address(&self, node: NodeId) -> SocketAddr {
+        match self.layout.doors.get(index(node)) {
+            Some(door) => (Ipv4Addr::LOCALHOST, *door).into(),
+            None => self.listen(node),
+        }
+    }
+
+    /// Where a node listens, and serves HTTP.
+    #[must_use]
+    pub fn listen(&self, node: NodeId) -> SocketAddr {
         (Ipv4Addr::LOCALHOST, self.layout.ports.get(index(node)).copied().unwrap_or_default()).into()
+    }
+
+    /// The links between the nodes, if they have doors and run.
+    #[must_use]
+    pub fn links(&self) -> Option<&Links> {
+        self.links.as_ref()
     }
 
     /// The process id of a node, if it runs.
@@ -143,6 +171,7 @@ impl Playground {
         let nodes = self.nodes().into_iter().map(|id| NodeSummary {
             id,
             address: self.address(id),
+            http: self.listen(id),
             pid: self.pid(id).unwrap_or_default(),
             log: self.log(id),
         });
@@ -213,7 +242,7 @@ impl Playground {
     pub async fn ready(&mut self, nodes: &[NodeId]) -> Result<(), Failure> {
         let deadline = Instant::now() + PATIENCE;
         for &node in nodes {
-            while !answers_ready(self.address(node)).await {
+            while !answers_ready(self.listen(node)).await {
                 let exited = match self.running.get_mut(index(node)) {
                     Some(Some(child)) => child.try_wait()?.map(describe),
                     _ => Some("it was not started".into()),
@@ -281,7 +310,7 @@ impl Playground {
 
     fn configure(&self) -> Result<(), Failure> {
         for node in self.nodes() {
-            let (home, address) = (self.home(node), self.address(node));
+            let (home, listen) = (self.home(node), self.listen(node));
             let path = self.config(node);
             if path.exists() {
                 continue;
@@ -290,10 +319,10 @@ impl Playground {
             let config = Config {
                 node_id: node,
                 cluster: &self.layout.cluster,
-                listen: address,
-                advertise: address.to_string(),
+                listen,
+                advertise: self.address(node).to_string(),
                 data_dir: home.join("data"),
-                http: address,
+                http: listen,
                 tls: TlsFiles {
                     ca: self.dir.join("ca.pem"),
                     cert: home.join("node.pem"),
@@ -333,6 +362,7 @@ pub struct Summary {
 pub struct NodeSummary {
     pub id: NodeId,
     pub address: SocketAddr,
+    pub http: SocketAddr,
     pub pid: u32,
     pub log: PathBuf,
 }
@@ -394,14 +424,18 @@ fn find_duetd() -> Result<PathBuf, Failure> {
     })
 }
 
-fn layout(dir: &Path, options: &args::Playground) -> Result<Layout, Failure> {
+fn layout(dir: &Path, options: &args::Playground, doors: bool) -> Result<Layout, Failure> {
     let path = dir.join("playground.toml");
     if let Ok(text) = fs::read_to_string(&path) {
         let layout: Layout =
             toml::from_str(&text).map_err(|e| Failure::failed(format!("{}: {e}", path.display())))?;
         let nodes = layout.ports.len();
-        if !(1..=9).contains(&nodes) {
+        if !(1..=9).contains(&nodes) || ![0, nodes].contains(&layout.doors.len()) {
             return Err(Failure::failed(format!("{}: {nodes} ports", path.display())));
+        }
+        if doors && layout.doors.is_empty() {
+            let dir = dir.display();
+            return Err(Failure::usage(format!("{dir} holds a cluster whose links cannot be cut: another --dir")));
         }
         if options.nodes.is_some_and(|n| n as usize != nodes) {
             let dir = dir.display();
@@ -417,9 +451,11 @@ fn layout(dir: &Path, options: &args::Playground) -> Result<Layout, Failure> {
         }
         return Ok(layout);
     }
-    let ports = choose_ports(options.nodes.unwrap_or(3) as u16, options.base_port)?;
+    let nodes = options.nodes.unwrap_or(3) as u16;
+    let mut ports = choose_ports(if doors { 2 * nodes } else { nodes }, options.base_port)?;
+    let doors = ports.split_off(nodes.into());
     let cluster = ClusterName::new("playground").map_err(|e| Failure::failed(e.to_string()))?;
-    let layout = Layout { cluster, ports };
+    let layout = Layout { cluster, ports, doors };
     let text = toml::to_string(&layout).map_err(|e| Failure::failed(e.to_string()))?;
     replace(&path, text.as_bytes())?;
     Ok(layout)
@@ -534,11 +570,22 @@ mod tests {
     fn a_directory_remembers_its_cluster() {
         let dir = tempfile::tempdir().unwrap();
         let options = |nodes, base_port| args::Playground { nodes, dir: dir.path().into(), base_port };
-        let first = layout(dir.path(), &options(Some(2), Some(9100))).unwrap();
-        assert_eq!(layout(dir.path(), &options(None, None)).unwrap(), first);
-        assert_eq!(layout(dir.path(), &options(Some(2), Some(9100))).unwrap(), first);
-        assert!(layout(dir.path(), &options(Some(3), None)).unwrap_err().message.contains("2 nodes"));
-        assert!(layout(dir.path(), &options(None, Some(9200))).unwrap_err().message.contains("9100"));
+        let open = |nodes, base_port| layout(dir.path(), &options(nodes, base_port), false);
+        let first = open(Some(2), Some(9100)).unwrap();
+        assert_eq!(open(None, None).unwrap(), first);
+        assert_eq!(open(Some(2), Some(9100)).unwrap(), first);
+        assert!(open(Some(3), None).unwrap_err().message.contains("2 nodes"));
+        assert!(open(None, Some(9200)).unwrap_err().message.contains("9100"));
+        assert!(layout(dir.path(), &options(None, None), true).unwrap_err().message.contains("cannot be cut"));
+    }
+
+    #[test]
+    fn doors_are_remembered_and_are_what_others_are_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = args::Playground { nodes: Some(2), dir: dir.path().into(), base_port: Some(9100) };
+        let first = layout(dir.path(), &options, true).unwrap();
+        assert_eq!((&first.ports[..], &first.doors[..]), (&[9101, 9102][..], &[9103, 9104][..]));
+        assert_eq!(layout(dir.path(), &options, false).unwrap(), first, "the nodes' files name the doors");
     }
 
     #[test]

@@ -110,7 +110,7 @@ fn certificates(command: Pki, printer: Printer) -> Result<Exit, Failure> {
 
 async fn play(options: &crate::args::Playground, printer: Printer) -> Result<Exit, Failure> {
     let mut stop = Stop::new()?;
-    let mut cluster = playground::Playground::prepare(options)?;
+    let mut cluster = playground::Playground::prepare(options, false)?;
     let count = cluster.nodes().len();
     say(format!("starting {count} node{} in {} …", if count == 1 { "" } else { "s" }, cluster.dir().display()));
     let started = tokio::select! {
@@ -128,7 +128,7 @@ async fn play(options: &crate::args::Playground, printer: Printer) -> Result<Exi
     let env = cluster.dir().join("client.env");
     printer.answer(&summary, || {
         let rows = summary.nodes.iter().map(|n| {
-            let http = format!("http://{}/metrics", n.address);
+            let http = format!("http://{}/metrics", n.http);
             vec![n.id.to_string(), n.address.to_string(), n.pid.to_string(), http, path(&n.log)]
         });
         let nodes = table(&[">NODE", "ADDRESS", ">PID", "METRICS", "LOG"], rows);

@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use duet_client::{Client, Consistency, Namespace, Value};
+use duet_client::{Builder, Client, Consistency, Namespace, Value};
 use duet_proto::{Change, Compare, Expect, KeyRange, Mutation, NamespaceName, Resource, Stamp, limits};
 use duet_transport::{Part, TlsError};
 use futures::TryStreamExt;
@@ -40,7 +40,7 @@ pub async fn run(command: Command, globals: &Globals, printer: Printer) -> Resul
         Command::Txn(verb) => return txn(&client, &verb, printer).await,
         Command::Import(verb) => transfer::import(&client, &verb, printer).await,
         Command::Export(verb) => transfer::export(&client, &verb, printer).await,
-        Command::Ns(verb) => cluster::namespaces(&client, verb, printer).await,
+        Command::Ns(verb) => return cluster::namespaces(&client, verb, printer).await,
         Command::Node(verb) => cluster::nodes(&client, verb, printer).await,
         Command::Status => return cluster::status(&client, printer).await,
         Command::Bench(verb) => bench::run(&client, &verb, printer).await,
@@ -53,6 +53,11 @@ pub async fn run(command: Command, globals: &Globals, printer: Printer) -> Resul
 
 /// A client as the globals say.
 pub(crate) async fn connect(globals: &Globals) -> Result<Client, Failure> {
+    Ok(builder(globals)?.connect().await?)
+}
+
+/// What makes a client as the globals say.
+pub(crate) fn builder(globals: &Globals) -> Result<Builder, Failure> {
     globals.complete()?;
     let (Some(ca), Some(cert), Some(key)) = (&globals.cacert, &globals.cert, &globals.private_key) else {
         return Err(Failure::usage("certificates are missing"));
@@ -66,8 +71,8 @@ pub(crate) async fn connect(globals: &Globals) -> Result<Client, Failure> {
         };
         Failure::failed(error.to_string()).context(file.display())
     })?;
-    let client = Client::builder().endpoints(globals.endpoints.clone()).tls(tls).timeout(globals.timeout);
-    Ok(client.connect().await?)
+    let builder = Client::builder().endpoints(globals.endpoints.clone()).tls(tls).timeout(globals.timeout);
+    Ok(builder.session(!globals.no_session))
 }
 
 async fn get(client: &Client, verb: &Get, printer: Printer) -> Result<(), Failure> {

@@ -117,6 +117,15 @@ impl Admin {
         self.info(proto::Admin::SetMembers { name: NamespaceName::new(name)?, members }).await
     }
 
+    /// Changes how many members of an eventual namespace must have synced a write before it is acknowledged. Answered
+    /// when the catalog has the change; the members follow one by one.
+    ///
+    /// # Errors
+    /// [`ClientError`]; `Unsupported` if the namespace is strong.
+    pub async fn set_copies(&self, name: impl AsRef<str>, copies: u32) -> Result<NamespaceInfo, ClientError> {
+        self.info(proto::Admin::SetCopies { name: NamespaceName::new(name)?, copies }).await
+    }
+
     /// Gives out an id for a new node that will be reached at `address`.
     ///
     /// # Errors

@@ -22,9 +22,11 @@ use tokio::time::Instant;
 #[derive(Clone, Default)]
 struct Members(Arc<Mutex<World>>);
 
+type Records = BTreeMap<Vec<u8>, (Stamp, Vec<u8>)>;
+
 #[derive(Default)]
 struct World {
-    held: BTreeMap<u32, BTreeMap<Vec<u8>, (Stamp, Option<Vec<u8>>)>>,
+    held: BTreeMap<u32, Records>,
     frontiers: BTreeMap<u32, BTreeMap<u32, u64>>,
     silent: BTreeSet<u32>,
     time: u64,
@@ -76,7 +78,7 @@ impl World {
             self.time = self.time.max(floor) + 1;
             let stamp = Stamp { epoch: Epoch(1), hlc: Hlc(self.time), node: NodeId(node) };
             let Changed::Put(value) = &mutation.change else { unreachable!() };
-            self.held.entry(node).or_default().insert(mutation.key.to_vec(), (stamp, Some(value.to_vec())));
+            self.held.entry(node).or_default().insert(mutation.key.to_vec(), (stamp, value.to_vec()));
             frontier.insert(node, self.time);
             seen.retain(|(origin, _)| *origin != NodeId(node));
             seen.push((NodeId(node), stamp.hlc));
@@ -92,14 +94,15 @@ impl World {
         let outcome = match &request.op {
             Op::Get { key } => {
                 let found = held.get(&key[..]).cloned();
-                Outcome::Value(found.and_then(|(stamp, value)| Some((stamp, value?.into()))))
+                Outcome::Value(found.map(|(stamp, value)| (stamp, value.into())))
             }
             _ => {
-                let entry = |(key, (stamp, value)): (&Vec<u8>, &(Stamp, Option<Vec<u8>>))| {
-                    let value = value.clone()?.into();
-                    Some(Entry { key: key.clone().into(), stamp: *stamp, value })
+                let entry = |(key, (stamp, value)): (&Vec<u8>, &(Stamp, Vec<u8>))| Entry {
+                    key: key.clone().into(),
+                    stamp: *stamp,
+                    value: value.clone().into(),
                 };
-                Outcome::Page { entries: held.iter().filter_map(entry).collect(), next: None }
+                Outcome::Page { entries: held.iter().map(entry).collect(), next: None }
             }
         };
         data(outcome, meta(reach))

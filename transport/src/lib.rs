@@ -44,6 +44,8 @@ pub use identity::{CLIENT_NAME, Identity, InvalidIdentity, Principal};
 pub use net::{BoxFuture, Network, Udp};
 pub use peers::{Lane, Peers, SendError};
 pub use pki::{CertificateAuthority, Issued, PkiError, Validity};
+/// What a [`Network`] opens.
+pub use quinn::AsyncUdpSocket;
 pub use refusal::Refusal;
 pub use service::{ClientConnection, Incoming, ReplySender};
 pub use stats::{LaneStats, Stats};

@@ -1,15 +1,20 @@
 //! `duet status`: what every node says of itself, put side by side.
 //!
 //! Nodes are asked one by one, so two answers are never of the same instant. What is compared is only what must agree
-//! nevertheless: the epoch and mode of a namespace, that a term has one leader, and the digests of strong replicas that
-//! have applied the same position.
+//! nevertheless: the epoch and mode of a namespace, that a term has one leader, the digests of strong replicas that have
+//! applied the same position, and those of clean eventual ones whose frontiers are equal.
+
+mod eventual;
 
 use std::collections::BTreeMap;
 
 use duet_proto::{
-    GroupRole, Mode, NamespaceInfo, NamespaceStatus, NodeId, NodeInfo, NodeStatus, Phase, QuorumHealth, Topology,
+    EventualStatus, GroupRole, Mode, NamespaceInfo, NamespaceStatus, NodeId, NodeInfo, NodeStatus, Phase,
+    QuorumHealth, Topology,
 };
 use serde::Serialize;
+
+pub use eventual::{Convergence, Eventual};
 
 use crate::output::{size, span, table};
 
@@ -53,6 +58,8 @@ pub struct NamespaceRow {
     pub leader: Option<NodeId>,
     pub quorum: QuorumHealth,
     pub agreed: bool,
+    /// In eventual mode: whether all members hold the same, as far as they say.
+    pub converged: Option<bool>,
     pub members: Vec<MemberRow>,
 }
 
@@ -87,6 +94,31 @@ pub struct Replica {
     pub tombstones: u64,
     /// Thirty-two hexadecimal digits.
     pub digest: String,
+    /// In eventual mode: what only its members have to say.
+    pub eventual: Option<Eventual>,
+}
+
+impl NamespaceRow {
+    /// Whether replicas are at odds, or a clock is out of line: what no waiting mends.
+    #[must_use]
+    pub fn alarmed(&self) -> bool {
+        let clock =
+            |m: &MemberRow| m.replica.as_ref().and_then(|r| r.eventual.as_ref()).is_some_and(|e| e.clock.is_some());
+        !self.agreed || self.members.iter().any(clock)
+    }
+
+    /// Its replicas, for people.
+    #[must_use]
+    pub fn render(&self) -> String {
+        if self.mode == Mode::Eventual { eventual::render(std::iter::once(self)) } else { strong([self].into_iter()) }
+    }
+
+    fn mode_and_phase(&self) -> String {
+        match self.phase {
+            Phase::Stable => self.mode.to_string(),
+            other => format!("{} ({})", self.mode, word(other)),
+        }
+    }
 }
 
 impl Report {
@@ -123,26 +155,12 @@ impl Report {
             }),
         );
         text.push('\n');
-        let rows = self.namespaces.iter().flat_map(|namespace| {
-            namespace.members.iter().enumerate().map(|(at, member)| member_cells(namespace, member, at == 0))
-        });
-        text += &table(
-            &[
-                "NAMESPACE",
-                "MODE",
-                ">EPOCH",
-                "QUORUM",
-                "NODE",
-                "ROLE",
-                ">TERM",
-                ">APPLIED",
-                ">LAG",
-                ">KEYS",
-                "DIGEST",
-                "",
-            ],
-            rows,
-        );
+        text += &strong(self.namespaces.iter().filter(|n| n.mode == Mode::Strong));
+        let mut rest = self.namespaces.iter().filter(|n| n.mode == Mode::Eventual).peekable();
+        if rest.peek().is_some() {
+            text.push('\n');
+            text += &eventual::render(rest);
+        }
         text.push('\n');
         if self.healthy {
             text += &format!("cluster {} is healthy\n", self.cluster);
@@ -153,15 +171,21 @@ impl Report {
     }
 }
 
+/// The replicas of strong namespaces, for people.
+fn strong<'a>(namespaces: impl Iterator<Item = &'a NamespaceRow>) -> String {
+    let rows = namespaces.flat_map(|namespace| {
+        namespace.members.iter().enumerate().map(|(at, member)| member_cells(namespace, member, at == 0))
+    });
+    let headers =
+        ["NAMESPACE", "MODE", ">EPOCH", "QUORUM", "NODE", "ROLE", ">TERM", ">APPLIED", ">LAG", ">KEYS", "DIGEST", ""];
+    table(&headers, rows)
+}
+
 fn member_cells(namespace: &NamespaceRow, member: &MemberRow, first: bool) -> Vec<String> {
     let head = |text: String| if first { text } else { String::new() };
-    let phase = match namespace.phase {
-        Phase::Stable => String::new(),
-        other => format!(" ({})", word(other)),
-    };
     let mut cells = vec![
         head(namespace.name.clone()),
-        head(format!("{}{phase}", namespace.mode)),
+        head(namespace.mode_and_phase()),
         head(namespace.epoch.to_string()),
         head(word(namespace.quorum)),
         member.node.to_string(),
@@ -176,12 +200,20 @@ fn member_cells(namespace: &NamespaceRow, member: &MemberRow, first: bool) -> Ve
             r.digest[..8].to_owned(),
         ]),
         None => {
-            cells.push(if member.reachable { "no replica" } else { "unreachable" }.into());
+            cells.push(no_replica(member).into());
             cells.extend(std::iter::repeat_with(dash).take(5));
         }
     }
-    cells.push(member.disagrees.as_ref().map_or_else(String::new, |why| format!("✗ {why}")));
+    cells.push(mark(member));
     cells
+}
+
+fn no_replica(member: &MemberRow) -> &'static str {
+    if member.reachable { "no replica" } else { "unreachable" }
+}
+
+fn mark(member: &MemberRow) -> String {
+    member.disagrees.as_ref().map_or_else(String::new, |why| format!("✗ {why}"))
 }
 
 fn node_row(node: &NodeInfo, answer: Option<&Result<NodeStatus, String>>, problems: &mut Vec<String>) -> NodeRow {
@@ -253,6 +285,9 @@ fn namespace_row(
                 (None, Some(r)) if r.role == GroupRole::Failed => {
                     problems.push(format!("namespace {name}, node {node}: the replica has failed"));
                 }
+                (None, Some(NamespaceStatus { eventual: Some(EventualStatus { clock: Some(fault), .. }), .. })) => {
+                    problems.push(format!("namespace {name}, node {node}: refuses writes: clock skew: {fault}"));
+                }
                 (None, None) if row.reachable && info.phase == Phase::Stable => {
                     problems.push(format!("namespace {name}, node {node}: holds no replica"));
                 }
@@ -276,6 +311,7 @@ fn namespace_row(
         leader: leader.map(|(node, _)| *node),
         quorum,
         agreed: members.iter().all(|m| m.disagrees.is_none()),
+        converged: eventual::converged(info.mode, info.members.len(), &replicas),
         members,
     }
 }
@@ -296,6 +332,7 @@ fn replica_row(r: &NamespaceStatus, committed: u64) -> Replica {
         keys: r.keys,
         tombstones: r.tombstones,
         digest: r.digest.to_string(),
+        eventual: r.eventual.as_ref().map(Eventual::from),
     }
 }
 
@@ -316,6 +353,9 @@ fn odds(
     all.iter().filter(|(other, r)| *other != node && r.epoch == mine.epoch).find_map(|(other, theirs)| {
         if strong && mine.applied == theirs.applied && mine.digest != theirs.digest {
             return Some(format!("has other data than node {other} at position {}", mine.applied));
+        }
+        if let Some(why) = eventual::odds(mine, *other, theirs) {
+            return Some(why);
         }
         let lead = |r: &NamespaceStatus| r.role == GroupRole::Leader;
         (lead(mine) && lead(theirs) && mine.term == theirs.term)
@@ -346,7 +386,7 @@ mod tests {
 
     use super::*;
 
-    fn replica(node: u32, applied: u64, digest: u128) -> NamespaceStatus {
+    pub(super) fn replica(node: u32, applied: u64, digest: u128) -> NamespaceStatus {
         let leads = node == 1;
         NamespaceStatus {
             id: NamespaceId(1),
@@ -370,7 +410,7 @@ mod tests {
         }
     }
 
-    fn cluster(replicas: [Option<NamespaceStatus>; 3]) -> Report {
+    pub(super) fn cluster(mode: Mode, replicas: [Option<NamespaceStatus>; 3]) -> Report {
         let nodes = (1..=3).map(|id| NodeInfo { id: NodeId(id), address: format!("host:{id}"), boot: Boot(1) });
         let topology = Topology {
             cluster: "test".parse().unwrap(),
@@ -379,7 +419,7 @@ mod tests {
             namespaces: vec![NamespaceInfo {
                 id: NamespaceId(1),
                 name: "orders".parse().unwrap(),
-                mode: Mode::Strong,
+                mode,
                 epoch: Epoch(1),
                 phase: Phase::Stable,
                 members: nodes.clone().map(|n| n.id).collect(),
@@ -407,7 +447,7 @@ mod tests {
 
     #[test]
     fn agreement_is_healthy() {
-        let report = cluster([Some(replica(1, 9, 5)), Some(replica(2, 9, 5)), Some(replica(3, 7, 4))]);
+        let report = cluster(Mode::Strong, [Some(replica(1, 9, 5)), Some(replica(2, 9, 5)), Some(replica(3, 7, 4))]);
         assert!(report.healthy && report.namespaces[0].agreed, "{:?}", report.problems);
         assert_eq!(report.namespaces[0].members[2].replica.as_ref().unwrap().lag, 2);
         assert!(report.render().ends_with("cluster test is healthy\n"));
@@ -415,7 +455,7 @@ mod tests {
 
     #[test]
     fn other_data_at_the_same_position_is_marked() {
-        let report = cluster([Some(replica(1, 9, 5)), Some(replica(2, 9, 6)), Some(replica(3, 9, 5))]);
+        let report = cluster(Mode::Strong, [Some(replica(1, 9, 5)), Some(replica(2, 9, 6)), Some(replica(3, 9, 5))]);
         assert!(!report.healthy && !report.namespaces[0].agreed);
         assert!(report.render().contains("✗ has other data than node 1 at position 9"), "{}", report.render());
     }
@@ -424,7 +464,7 @@ mod tests {
     fn a_lost_leader_and_node_are_told() {
         let mut two = replica(2, 9, 5);
         two.role = GroupRole::Candidate;
-        let report = cluster([None, Some(two), None]);
+        let report = cluster(Mode::Strong, [None, Some(two), None]);
         assert_eq!(report.namespaces[0].quorum, QuorumHealth::Lost);
         let text = report.render();
         assert!(
@@ -437,7 +477,7 @@ mod tests {
     fn another_epoch_is_marked() {
         let mut two = replica(2, 9, 5);
         two.epoch = Epoch(2);
-        let report = cluster([Some(replica(1, 9, 5)), Some(two), Some(replica(3, 9, 5))]);
+        let report = cluster(Mode::Strong, [Some(replica(1, 9, 5)), Some(two), Some(replica(3, 9, 5))]);
         assert_eq!(report.namespaces[0].members[1].disagrees.as_deref(), Some("is in epoch 2, the catalog in 1"));
     }
 }

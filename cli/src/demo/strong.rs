@@ -1,8 +1,7 @@
-//! `duet demo`: everything at once, for a person to watch. Any promise that is not kept makes it fail.
+//! The strong half: real data, a leader that is killed, a ledger of what was acknowledged.
 
 use std::{
     collections::BTreeMap,
-    io::{IsTerminal, Write},
     path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
@@ -20,71 +19,33 @@ use tokio::{
     time::{Instant, sleep},
 };
 
+use super::{PATIENCE, create, detail, step};
 use crate::{
-    args::{self, Demo, Globals, Import},
+    args::{Demo, Import},
     cluster,
-    failure::{Exit, Failure},
+    failure::Failure,
     files::{Format, Records},
-    output::{count, table},
+    output::count,
     playground::Playground,
     transfer,
-    verbs::connect,
 };
 
-const NAMESPACE: &str = "unicode";
+pub(super) const NAMESPACE: &str = "unicode";
 /// Tasks that write while the leader is killed.
 const WRITERS: u32 = 8;
-/// How long the cluster may take for anything before the demo gives up.
-const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Runs the demo, and cleans up whatever its end.
-///
-/// # Errors
-/// If something does not work, or a promise was not kept.
-pub(crate) async fn run(options: &Demo, globals: &Globals) -> Result<Exit, Failure> {
-    let temporary = std::env::temp_dir().join(format!("duet-demo-{}", std::process::id()));
-    let dir = options.dir.clone().unwrap_or_else(|| temporary.clone());
-    let playground = args::Playground { nodes: Some(3), dir, base_port: Some(0).filter(|_| options.dir.is_none()) };
-    let mut nodes = Playground::prepare(&playground)?;
-    let result = tokio::select! {
-        result = show(options, globals, &mut nodes) => result,
-        _ = tokio::signal::ctrl_c() => Err(Failure::failed("interrupted")),
-    };
-    nodes.stop().await;
-    if options.dir.is_none() {
-        if result.is_ok() {
-            let _ = std::fs::remove_dir_all(&temporary);
-        } else {
-            detail(&format!("everything is left in {}", temporary.display()));
-        }
-    }
-    result.map(|()| Exit::Done)
-}
-
-async fn show(options: &Demo, globals: &Globals, nodes: &mut Playground) -> Result<(), Failure> {
-    let began = Instant::now();
-    step(1, "Three nodes");
-    nodes.start().await?;
-    let summary = nodes.summary();
-    let rows = summary.nodes.iter().map(|n| vec![format!("  {}", n.id), n.address.to_string(), n.pid.to_string()]);
-    print(&table(&["  NODE", "ADDRESS", ">PID"], rows));
-    detail("three duetd processes on this machine, mutual TLS between them, each with a disk store of its own");
-
-    let client = connect(&admin(globals, nodes)).await?;
-    step(2, "A strong namespace");
+/// Steps 2 to 5.
+pub(super) async fn show(options: &Demo, client: &Client, nodes: &mut Playground) -> Result<(), Failure> {
+    step(2, "A strong namespace takes real data");
     let name = NamespaceName::new(NAMESPACE).map_err(|e| Failure::failed(e.to_string()))?;
-    create(&client, &name).await?;
+    create(client, NAMESPACE, NewNamespace::strong()).await?;
     let namespace = client.namespace(NAMESPACE)?;
-    let leader = leader(&client).await?;
+    let leader = leader(client).await?;
     detail(&format!("{name}: a Raft group on nodes 1, 2 and 3; node {leader} leads"));
-
-    step(3, "Real data");
-    let records = import(&client, &name, options).await?;
-
-    step(4, "Read back");
+    let records = import(client, &name, options).await?;
     verify(&namespace, &records).await?;
 
-    step(5, "The leader dies while clients write");
+    step(3, "The leader dies while clients write");
     let ledger = Ledger::default();
     let writers = ledger.start(&namespace);
     // Enough is in flight, and answered, for the loss to hurt if there was one.
@@ -95,53 +56,27 @@ async fn show(options: &Demo, globals: &Globals, nodes: &mut Playground) -> Resu
     let before = ledger.acknowledged();
     wait_until(|| ledger.acknowledged() > before + 500).await?;
     let pause = ledger.longest_pause(killed_at);
-    let new = self::leader(&client).await?;
+    let new = self::leader(client).await?;
     detail(&format!("node {new} leads now; writes went on after {} ms", count(pause.as_millis() as u64)));
     ledger.stop(writers).await?;
 
-    step(6, "Nothing that was acknowledged is missing");
+    step(4, "Nothing that was acknowledged is missing");
     let held = ledger.verify(&namespace).await?;
-    detail(&format!("all {} acknowledged writes of step 5 are present{}", count(held), ledger.doubts()));
+    detail(&format!("all {} acknowledged writes of step 3 are present{}", count(held), ledger.doubts()));
     verify(&namespace, &records).await?;
 
-    step(7, "The dead node comes back");
+    step(5, "The dead node comes back");
     let back = Instant::now();
     nodes.spawn(leader)?;
     nodes.ready(&[leader]).await?;
     let ready = back.elapsed();
-    caught_up(&client, leader).await?;
+    caught_up(client, leader).await?;
     detail(&format!(
         "node {leader} was ready after {} ms and caught up after {} ms: same position, same digest",
         count(ready.as_millis() as u64),
         count(back.elapsed().as_millis() as u64),
     ));
-    print(&format!("\n{}", cluster::report(&client).await?.render()));
-    print(&format!(
-        "\nAll of it in {:.0} s. `make playground` starts a cluster to try by hand.\n",
-        began.elapsed().as_secs_f64()
-    ));
     Ok(())
-}
-
-fn admin(globals: &Globals, nodes: &Playground) -> Globals {
-    let file = |name: &str| Some(nodes.dir().join(name));
-    Globals {
-        endpoints: nodes.summary().endpoints,
-        cacert: file("ca.pem"),
-        cert: file("admin.pem"),
-        private_key: file("admin.key"),
-        timeout: globals.timeout.max(Duration::from_secs(20)),
-        output: globals.output,
-    }
-}
-
-async fn create(client: &Client, name: &NamespaceName) -> Result<(), Failure> {
-    match client.admin().create_namespace(name.as_str(), NewNamespace::strong()).await {
-        Err(error) if !matches!(error.cluster(), Some(duet_proto::Error::NamespaceExists { .. })) => {
-            Err(error.into())
-        }
-        _ => Ok(()),
-    }
 }
 
 /// Who leads, as soon as someone does.
@@ -332,19 +267,4 @@ async fn caught_up(client: &Client, node: NodeId) -> Result<(), Failure> {
         sleep(Duration::from_millis(50)).await;
     }
     Err(Failure::failed(format!("node {node} does not catch up")))
-}
-
-fn step(number: u32, title: &str) {
-    let (bold, plain) = if std::io::stdout().is_terminal() { ("\x1b[1m", "\x1b[0m") } else { ("", "") };
-    print(&format!("\n{bold}{number}  {title}{plain}\n"));
-}
-
-fn detail(text: &str) {
-    print(&format!("   {text}\n"));
-}
-
-/// To standard output, whoever reads it or not.
-fn print(text: &str) {
-    let mut out = std::io::stdout().lock();
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }

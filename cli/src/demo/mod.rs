@@ -1,0 +1,106 @@
+//! `duet demo`: everything at once, for a person to watch. Any promise that is not kept makes it fail.
+
+mod eventual;
+mod strong;
+
+use std::{
+    io::{IsTerminal, Write},
+    time::Duration,
+};
+
+use duet_client::{Client, NewNamespace};
+use tokio::time::Instant;
+
+use crate::{
+    args::{self, Demo, Globals},
+    cluster,
+    failure::{Exit, Failure},
+    output::table,
+    playground::Playground,
+    verbs::connect,
+};
+
+/// How long the cluster may take for anything before the demo gives up.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Runs the demo, and cleans up whatever its end.
+///
+/// # Errors
+/// If something does not work, or a promise was not kept.
+pub(crate) async fn run(options: &Demo, globals: &Globals) -> Result<Exit, Failure> {
+    let temporary = std::env::temp_dir().join(format!("duet-demo-{}", std::process::id()));
+    let dir = options.dir.clone().unwrap_or_else(|| temporary.clone());
+    let playground = args::Playground { nodes: Some(3), dir, base_port: Some(0).filter(|_| options.dir.is_none()) };
+    let mut nodes = Playground::prepare(&playground, true)?;
+    let result = tokio::select! {
+        result = show(options, globals, &mut nodes) => result,
+        _ = tokio::signal::ctrl_c() => Err(Failure::failed("interrupted")),
+    };
+    nodes.stop().await;
+    if options.dir.is_none() {
+        if result.is_ok() {
+            let _ = std::fs::remove_dir_all(&temporary);
+        } else {
+            detail(&format!("everything is left in {}", temporary.display()));
+        }
+    }
+    result.map(|()| Exit::Done)
+}
+
+async fn show(options: &Demo, globals: &Globals, nodes: &mut Playground) -> Result<(), Failure> {
+    let began = Instant::now();
+    step(1, "Three nodes");
+    nodes.start().await?;
+    let summary = nodes.summary();
+    let rows = summary.nodes.iter().map(|n| vec![format!("  {}", n.id), n.address.to_string(), n.pid.to_string()]);
+    print(&table(&["  NODE", "ADDRESS", ">PID"], rows));
+    detail("three duetd processes on this machine, mutual TLS between them, each with a disk store of its own");
+
+    let globals = admin(globals, nodes);
+    let client = connect(&globals).await?;
+    strong::show(options, &client, nodes).await?;
+    eventual::show(&client, nodes, &globals).await?;
+    print(&format!("\n{}", cluster::report(&client).await?.render()));
+    print(&format!(
+        "\nAll of it in {:.0} s. `make playground` starts a cluster to try by hand.\n",
+        began.elapsed().as_secs_f64()
+    ));
+    Ok(())
+}
+
+fn admin(globals: &Globals, nodes: &Playground) -> Globals {
+    let file = |name: &str| Some(nodes.dir().join(name));
+    Globals {
+        endpoints: nodes.summary().endpoints,
+        cacert: file("ca.pem"),
+        cert: file("admin.pem"),
+        private_key: file("admin.key"),
+        timeout: globals.timeout.max(Duration::from_secs(20)),
+        no_session: false,
+        output: globals.output,
+    }
+}
+
+async fn create(client: &Client, name: &str, new: NewNamespace) -> Result<(), Failure> {
+    match client.admin().create_namespace(name, new).await {
+        Err(error) if !matches!(error.cluster(), Some(duet_proto::Error::NamespaceExists { .. })) => {
+            Err(error.into())
+        }
+        _ => Ok(()),
+    }
+}
+
+fn step(number: u32, title: &str) {
+    let (bold, plain) = if std::io::stdout().is_terminal() { ("\x1b[1m", "\x1b[0m") } else { ("", "") };
+    print(&format!("\n{bold}{number}  {title}{plain}\n"));
+}
+
+fn detail(text: &str) {
+    print(&format!("   {text}\n"));
+}
+
+/// To standard output, whoever reads it or not.
+fn print(text: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
