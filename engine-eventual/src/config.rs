@@ -11,7 +11,10 @@ pub struct Config {
     pub boot: Boot,
     /// The least time between two reports, in milliseconds. 200.
     pub report_ms: u64,
-    /// The time after which a replica reports although nothing changed, in milliseconds. 5000.
+    /// The time after which a replica reports although nothing changed, while some member is not known to hold the
+    /// same, in milliseconds: how soon a healed partition is noticed. 1000.
+    pub apart_report_ms: u64,
+    /// The time after which a replica reports although nothing changed and all hold the same, in milliseconds. 5000.
     pub idle_report_ms: u64,
     /// How long a session may stand still before it is given up, in milliseconds. 1000.
     pub stall_ms: u64,
@@ -36,6 +39,7 @@ impl Config {
             node,
             boot,
             report_ms: 200,
+            apart_report_ms: 1000,
             idle_report_ms: 5000,
             stall_ms: 1000,
             clock_word_ms: 30_000,

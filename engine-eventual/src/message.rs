@@ -195,7 +195,7 @@ pub struct Differs {
     pub frontier: Frontier,
     /// The key after which the range begins.
     pub after: Option<Bytes>,
-    /// Its last key; `None` for the end.
+    /// Its last key; `None` for the end. May lie before what was asked for.
     pub to: Option<Bytes>,
     /// The sender's records in it, unless its digest is the same.
     pub items: Option<Vec<(Bytes, Record)>>,

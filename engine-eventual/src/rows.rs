@@ -8,7 +8,7 @@
 
 use bytes::Bytes;
 use duet_proto::{Digest, Epoch, Hlc, NamespaceId, NodeId, Stamp};
-use duet_store::{Batch, Family, StoreError, View, layout};
+use duet_store::{Batch, Family, Scan, StoreError, View, layout};
 use serde::{Deserialize, Serialize};
 
 use crate::{Frontier, Members, message::Summary};
@@ -102,24 +102,58 @@ pub(crate) fn tombstone_stamp(key: &[u8]) -> Result<Stamp, StoreError> {
     bytes.map(Stamp::from_bytes).ok_or_else(malformed)
 }
 
-/// Where in the index of an epoch the next row beyond `frontier` lies, from `(origin, hlc)` on, inclusive.
+/// The rows of an epoch's index beyond a frontier, in order of origin and time.
 ///
-/// The index is ordered by origin and time, so at most one seek per origin skips what the frontier covers.
+/// The index is ordered so that one seek per origin skips what the frontier covers.
+pub(crate) struct Beyond<'a> {
+    view: &'a dyn View,
+    id: (NamespaceId, Epoch),
+    frontier: &'a Frontier,
+    end: Bytes,
+    scan: Scan<'a>,
+}
+
+impl<'a> Beyond<'a> {
+    /// From one place on, inclusive.
+    pub(crate) fn new(
+        view: &'a dyn View,
+        id: (NamespaceId, Epoch),
+        frontier: &'a Frontier,
+        (origin, hlc): (NodeId, Hlc),
+    ) -> Result<Beyond<'a>, StoreError> {
+        let end = layout::after_prefix(&layout::group_prefix(id.0, id.1));
+        let scan = view.scan(Family::Origin, &layout::origin_key(id.0, id.1, origin, hlc), Some(&end))?;
+        Ok(Beyond { view, id, frontier, end, scan })
+    }
+
+    fn find(&mut self) -> Result<Option<(NodeId, Hlc, Bytes)>, StoreError> {
+        loop {
+            let Some((row, key)) = self.scan.next().transpose()? else { return Ok(None) };
+            let (_, _, origin, hlc) = layout::split_origin_key(&row)?;
+            let covered = self.frontier.get(origin);
+            if hlc > covered {
+                return Ok(Some((origin, hlc, key)));
+            }
+            let from = layout::origin_key(self.id.0, self.id.1, origin, covered.next());
+            self.scan = self.view.scan(Family::Origin, &from, Some(&self.end))?;
+        }
+    }
+}
+
+impl Iterator for Beyond<'_> {
+    type Item = Result<(NodeId, Hlc, Bytes), StoreError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.find().transpose()
+    }
+}
+
+/// The first row of an epoch's index beyond a frontier, from one place on, inclusive.
 pub(crate) fn next_beyond(
     view: &dyn View,
-    (namespace, epoch): (NamespaceId, Epoch),
+    id: (NamespaceId, Epoch),
     frontier: &Frontier,
-    mut at: (NodeId, Hlc),
+    at: (NodeId, Hlc),
 ) -> Result<Option<(NodeId, Hlc, Bytes)>, StoreError> {
-    let end = layout::after_prefix(&layout::group_prefix(namespace, epoch));
-    loop {
-        let from = layout::origin_key(namespace, epoch, at.0, at.1);
-        let Some(row) = view.scan(Family::Origin, &from, Some(&end))?.next() else { return Ok(None) };
-        let (row, key) = row?;
-        let (_, _, origin, hlc) = layout::split_origin_key(&row)?;
-        if hlc > frontier.get(origin) {
-            return Ok(Some((origin, hlc, key)));
-        }
-        at = (origin, frontier.get(origin).next());
-    }
+    Beyond::new(view, id, frontier, at)?.next().transpose()
 }

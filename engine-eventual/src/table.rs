@@ -63,6 +63,11 @@ impl<'a> Table<'a> {
         }
     }
 
+    /// Whether the step has changed a key.
+    pub(crate) fn touches(&self, key: &[u8]) -> bool {
+        self.over.contains_key(key)
+    }
+
     /// Merges a record: the later stamp wins, whatever the order of arrival.
     pub(crate) fn merge(&mut self, meta: &mut Meta, key: &Bytes, new: Record) -> Result<Merge, StoreError> {
         let old = match self.get(key) {

@@ -17,8 +17,11 @@ impl Step<'_> {
     pub(super) fn forget(&mut self) -> Result<(), StoreError> {
         self.drop_idle_walks();
         self.adopt_departed()?;
-        let Some(horizon) = self.horizon() else { return Ok(()) };
+        let Some(horizon) = self.horizon().filter(|_| self.r.synced.tombstones > 0) else { return Ok(()) };
         let by_age = self.r.planted(Planted::ForgetByAge);
+        if self.r.barren.as_ref() == Some(&horizon) {
+            return Ok(());
+        }
         let old = self.cx.clock.wall_ms().saturating_sub(2000);
         let (from, to) = tombstones(self.r.namespace);
         let mut doomed = Vec::new();
@@ -30,6 +33,8 @@ impl Step<'_> {
                 doomed.push((key, stamp));
             }
         }
+        // What comes later lies beyond this horizon.
+        self.r.barren = (doomed.is_empty() && !by_age).then_some(horizon);
         for (key, stamp) in doomed {
             let record = match self.table.get(&key) {
                 Ok(record) => record,

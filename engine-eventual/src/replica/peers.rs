@@ -22,6 +22,8 @@ pub(super) struct Peer {
     pub(super) report: Option<Report>,
     /// What its data came to when a session with it last came to its end, and the version of the members there.
     pub(super) pulled: Option<(Frontier, Summary, u64)>,
+    /// No session with it is begun before this: the last one was refused, here or there.
+    pub(super) rest_until_ms: u64,
 }
 
 impl Peer {
@@ -188,6 +190,7 @@ impl Step<'_> {
             None => 0,
             Some((_, told)) if told.members.version != self.r.synced.members.version => 0,
             Some((_, told)) if *told != self.r.synced => self.r.config.report_ms,
+            Some(_) if self.r.is_apart() => self.r.config.apart_report_ms,
             Some(_) => self.r.config.idle_report_ms,
         };
         if self.r.reported.as_ref().is_some_and(|(at, _)| self.cx.now_ms < at + wait) {

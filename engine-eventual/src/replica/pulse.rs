@@ -1,10 +1,10 @@
 //! What the driver asks between steps: whether a replica needs time soon, and what stands between it and the others.
 
-use duet_proto::{ClockFault, Hlc, NodeId};
+use duet_proto::{ClockFault, Digest, Hlc, NodeId};
 use duet_store::{StoreError, View};
 
 use super::{Counters, Replica};
-use crate::{Clock, Members, rows::Standing};
+use crate::{Clock, Frontier, Members, rows::Standing};
 
 impl Replica {
     /// Whether something is under way that needs a step soon, though nothing arrives: a write that waits, a session,
@@ -39,6 +39,12 @@ impl Replica {
     /// If that cannot be read.
     pub fn is_clean(&self, view: &dyn View) -> Result<bool, StoreError> {
         self.clean(view)
+    }
+
+    /// What it durably claims, and the digest of its live values.
+    #[must_use]
+    pub fn claims(&self) -> (&Frontier, Digest) {
+        (&self.synced.frontier, self.synced.digest)
     }
 
     /// Says with the next step what is durable, whatever was said before.

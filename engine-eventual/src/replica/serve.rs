@@ -10,7 +10,7 @@ use super::Step;
 use crate::{
     Frontier,
     message::{Chunk, Compare, Copied, Differs, Message, Nonce, Refusal, Summary},
-    rows::{Standing, next_beyond},
+    rows::{Beyond, Standing},
     table::{ReadError, read},
 };
 
@@ -143,11 +143,11 @@ impl Step<'_> {
     /// frontier too.
     fn walk(&mut self, to: NodeId, mut serving: Serving) -> Result<(), StoreError> {
         let (mut items, mut size) = (Vec::new(), 0);
-        let id = self.r.id();
         let mut ended = false;
+        let view = &*serving.snapshot;
+        let mut beyond = Beyond::new(view, self.r.id(), &serving.theirs, serving.at)?;
         while size < self.r.config.chunk_bytes {
-            let view = &*serving.snapshot;
-            let Some((origin, hlc, key)) = next_beyond(view, id, &serving.theirs, serving.at)? else {
+            let Some((origin, hlc, key)) = beyond.next().transpose()? else {
                 ended = true;
                 break;
             };
@@ -166,6 +166,7 @@ impl Step<'_> {
                 }
             }
         }
+        drop(beyond);
         let chunk = Chunk {
             nonce: serving.nonce,
             walk: serving.walk,
@@ -239,10 +240,13 @@ impl Step<'_> {
             return Ok(());
         }
         let Compare { after, to, .. } = &theirs;
-        match in_order(self.cx.view, self.r.namespace, after.as_ref(), to.as_ref(), usize::MAX) {
-            Ok((items, _)) => {
-                let items = (digest_of(&items) != theirs.digest).then_some(items);
-                let differs = Differs { frontier: theirs.frontier, after: theirs.after, to: theirs.to, items };
+        // Here the range may hold much more than there: what is left over is for the next comparison.
+        let most = 4 * self.r.config.chunk_bytes;
+        match in_order(self.cx.view, self.r.namespace, after.as_ref(), to.as_ref(), most) {
+            Ok((items, whole)) => {
+                let to = if whole { to.clone() } else { items.last().map(|(key, _)| key.clone()) };
+                let items = (!whole || digest_of(&items) != theirs.digest).then_some(items);
+                let differs = Differs { frontier: theirs.frontier, after: theirs.after, to, items };
                 self.send([from], Message::Differs(differs));
                 Ok(())
             }

@@ -58,10 +58,13 @@ impl Step<'_> {
         }
         // In turns, so that one that does not answer holds up nobody for long.
         let after = self.r.last_pulled;
-        let next = self.r.wanted.range(NodeId(after.0.saturating_add(1))..).next().or(self.r.wanted.first());
-        let Some(from) = next.copied() else {
+        let ready = |node: &&NodeId| self.r.peers.get(node).is_none_or(|peer| peer.rest_until_ms <= now_ms);
+        let next = self.r.wanted.range(NodeId(after.0.saturating_add(1))..).find(ready);
+        let Some(from) = next.or_else(|| self.r.wanted.iter().find(ready)).copied() else {
             // Nothing is missing that anybody has told of: what came early has no session to wait for.
-            self.r.early.clear();
+            if self.r.wanted.is_empty() {
+                self.r.early.clear();
+            }
             return Ok(());
         };
         self.r.wanted.remove(&from);
@@ -96,8 +99,7 @@ impl Step<'_> {
         (pull.sequence, pull.moved_ms) = (chunk.sequence + 1, now_ms);
         let (nonce, sequence, version) = (pull.nonce, pull.sequence, pull.version);
         if !self.mergeable(&chunk.frontier, &chunk.items) {
-            self.r.pull = None;
-            self.r.counters.interrupted += 1;
+            self.give_up(from);
             return Ok(());
         }
         for (key, record) in chunk.items {
@@ -137,8 +139,7 @@ impl Step<'_> {
             return Ok(());
         }
         if !self.mergeable(&copied.frontier, &copied.items) {
-            self.r.pull = None;
-            self.r.counters.interrupted += 1;
+            self.give_up(from);
             return Ok(());
         }
         self.r.meta.floor.join(&copied.floor);
@@ -166,17 +167,27 @@ impl Step<'_> {
 
     pub(super) fn refused(&mut self, from: NodeId, nonce: Nonce, why: Refusal) {
         if self.r.pull.as_ref().is_some_and(|pull| (pull.from, pull.nonce) == (from, nonce)) {
-            self.r.pull = None;
-            self.r.counters.interrupted += 1;
             if why == Refusal::Unknown {
+                self.r.pull = None;
+                self.r.counters.interrupted += 1;
                 self.r.wanted.insert(from);
+            } else {
+                self.give_up(from);
             }
         }
+    }
+
+    /// Ends a session that cannot go on now, and leaves its sender alone for a while: what it lacks, or this replica,
+    /// or what is wrong with a clock, takes time.
+    fn give_up(&mut self, from: NodeId) {
+        self.r.pull = None;
+        self.r.counters.interrupted += 1;
+        self.r.peers.entry(from).or_default().rest_until_ms = self.cx.now_ms + self.r.config.stall_ms;
     }
 
     fn mergeable(&mut self, frontier: &Frontier, items: &[(Bytes, Record)]) -> bool {
         let epoch = self.r.epoch;
         let last = items.iter().filter(|(_, r)| r.stamp.epoch == epoch).map(|(_, r)| r.stamp.hlc).max();
-        self.above_floor(frontier) && self.in_time(last.unwrap_or(Hlc::ZERO))
+        self.above_floor(frontier) && self.in_time(last.unwrap_or(Hlc::ZERO).max(frontier.last()))
     }
 }

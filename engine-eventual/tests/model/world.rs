@@ -142,7 +142,7 @@ impl World {
 
     pub(crate) fn add(&mut self, id: NodeId, start: Start, members: Members) {
         let mut config = Config::new(id, Boot(1));
-        (config.report_ms, config.idle_report_ms, config.stall_ms) = (40, 400, 150);
+        (config.report_ms, config.apart_report_ms, config.idle_report_ms, config.stall_ms) = (40, 300, 400, 150);
         (config.chunk_bytes, config.forget_rows) = (120, 4);
         (self.configure)(&mut config);
         let (replica, batch) = Replica::create(config.clone(), SPACE, EPOCH, start, members).unwrap();
