@@ -1,5 +1,7 @@
 //! Whole nodes under seeded faults. `make sim SEEDS=1000 FROM=5000` runs other seeds; a failure prints its own.
 
+#![allow(clippy::print_stdout, reason = "a seed's outcome belongs to the output")]
+
 use duet_tests::sim::{Plan, run};
 
 /// Seeds in continuous integration, over all tests of this file.

@@ -7,7 +7,9 @@
 //! [`Plan`] says what happens; [`World`] makes it happen; the workload's clients record a [`History`] of what they asked and
 //! were told; [`run`] puts it all before the checkers.
 
+mod nemesis;
 mod plan;
+mod watch;
 mod workload;
 mod world;
 
@@ -72,7 +74,7 @@ pub fn run(plan: &Plan, planted: Option<Planted>) -> Result<Report, Finding> {
 
 async fn drive(plan: &Plan, planted: Option<Planted>) -> Result<Report, String> {
     let mut world = World::start(plan, planted).await?;
-    workload::create_namespace(&mut world).await?;
+    workload::create_namespace(&mut world, plan).await?;
     let clients = workload::start(&mut world, plan).await?;
     world.live_through(plan).await?;
     let (mut history, refused) = clients.finish().await?;

@@ -12,8 +12,12 @@ pub struct Plan {
     pub seed: u64,
     /// How many nodes there are: 3 or 5.
     pub nodes: u32,
+    /// How many of them hold the namespace.
+    pub replicas: u32,
     /// How many clients work at once.
     pub clients: u32,
+    /// How many of them only read: those with the lowest numbers.
+    pub readers: u32,
     /// How many keys they share.
     pub keys: u16,
     /// How long they work, in simulated time. Faults end with it.
@@ -56,6 +60,23 @@ pub enum Fault {
         /// How long.
         heal: Duration,
     },
+    /// The leader of the namespace, whoever it is, is cut off from the other nodes. A heal at about the time at which a
+    /// deposed leader notices is where stale reads hide.
+    CutLeader {
+        /// How long.
+        heal: Duration,
+    },
+    /// What the leader hears comes later and later; then nothing that it says arrives any more. It goes on believing that
+    /// it leads for as long as old answers come in, and the others elect another one meanwhile. Half of the clients reach
+    /// only the old one: may it take an old answer for a new one?
+    LateLeader {
+        /// How old the answers get. Beyond an election timeout it is dangerous.
+        delay: Duration,
+    },
+    /// The leader crashes. In the moment in which another is elected, that one is cut off, and those who voted for it crash
+    /// too. Then the old leader and the voters come back, and hold an election of their own: in the same term, if the
+    /// voters have forgotten that they voted in it.
+    CrashVoters,
     /// A node's wall clock jumps.
     Clock {
         /// Which node.
@@ -71,16 +92,21 @@ impl Plan {
     pub fn draw(seed: u64) -> Plan {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let nodes = if rng.random_ratio(1, 5) { 5 } else { 3 };
-        let work = Duration::from_secs(rng.random_range(8..=16));
+        let work = Duration::from_secs(rng.random_range(5..=9));
         let slow = rng.random_ratio(1, 4);
         let mut plan = Plan {
             seed,
             nodes,
+            replicas: if rng.random() { nodes } else { 3 },
             clients: rng.random_range(2..=5),
+            readers: u32::from(rng.random_ratio(1, 4)),
             keys: rng.random_range(2..=6),
             work,
             sync: Duration::from_micros(rng.random_range(50..=if slow { 20_000 } else { 2_000 })),
-            delay: (Duration::from_micros(rng.random_range(20..500)), Duration::from_micros(rng.random_range(600..8_000))),
+            delay: (
+                Duration::from_micros(rng.random_range(20..500)),
+                Duration::from_micros(rng.random_range(600..8_000)),
+            ),
             loss_permille: if rng.random_ratio(1, 3) { rng.random_range(1..=50) } else { 0 },
             duplicate_permille: if rng.random_ratio(1, 3) { rng.random_range(1..=50) } else { 0 },
             reorder_permille: if rng.random_ratio(1, 3) { rng.random_range(1..=50) } else { 0 },
@@ -89,7 +115,23 @@ impl Plan {
         let mut at = Duration::from_millis(rng.random_range(300..1500));
         while at < work {
             plan.faults.push((at, fault(&mut rng, nodes)));
-            at += Duration::from_millis(rng.random_range(100..3500));
+            at += Duration::from_millis(rng.random_range(100..2500));
+        }
+        plan
+    }
+
+    /// A plan of one kind of fault, again and again, on a network that loses nothing otherwise.
+    #[must_use]
+    pub fn ambush(seed: u64, fault: impl Fn(&mut ChaCha8Rng) -> Fault) -> Plan {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let mut plan = Plan { nodes: 3, replicas: 3, clients: 6, readers: 2, ..Plan::draw(seed) };
+        (plan.loss_permille, plan.duplicate_permille, plan.reorder_permille) = (0, 0, 0);
+        plan.work = Duration::from_secs(20);
+        plan.faults.clear();
+        let mut at = Duration::from_secs(1);
+        while at < plan.work {
+            plan.faults.push((at, fault(&mut rng)));
+            at += Duration::from_millis(rng.random_range(2500..4000));
         }
         plan
     }
@@ -107,7 +149,10 @@ fn fault(rng: &mut ChaCha8Rng, nodes: u32) -> Fault {
             side.sort_unstable();
             Fault::Partition { side, one_way: rng.random_ratio(1, 3), heal: some_time }
         }
-        75..90 => Fault::Storm { heal: some_time.min(Duration::from_millis(1500)) },
+        75..85 => Fault::Storm { heal: some_time.min(Duration::from_millis(1500)) },
+        85..90 => Fault::CutLeader { heal: Duration::from_millis(rng.random_range(500..1500)) },
+        90..92 => Fault::LateLeader { delay: Duration::from_millis(rng.random_range(300..1500)) },
+        92..94 => Fault::CrashVoters,
         _ => Fault::Clock { node, by_ms: rng.random_range(-5_000..=5_000) },
     }
 }

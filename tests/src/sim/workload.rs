@@ -31,10 +31,19 @@ const NAMESPACE: &str = "orders";
 const OBSERVER: u32 = 100;
 
 /// Creates the namespace that the clients work on, before anything goes wrong.
-pub(super) async fn create_namespace(world: &mut World) -> Result<(), String> {
+pub(super) async fn create_namespace(world: &mut World, plan: &Plan) -> Result<(), String> {
     let client = world.client(OBSERVER, Role::Admin).await?;
     let admin = client.admin().timeout(Duration::from_secs(30));
-    admin.create_namespace(NAMESPACE, NewNamespace::strong()).await.map(drop).map_err(|e| format!("create: {e}"))
+    let deadline = Instant::now() + Duration::from_secs(30);
+    // It takes a moment until the catalog knows of enough nodes that have started.
+    loop {
+        let new = NewNamespace { replicas: Some(plan.replicas), ..NewNamespace::strong() };
+        match admin.create_namespace(NAMESPACE, new).await {
+            Ok(_) => return Ok(()),
+            Err(error) if Instant::now() >= deadline => return Err(format!("create: {error}")),
+            Err(_) => sleep(Duration::from_millis(100)).await,
+        }
+    }
 }
 
 /// Clients at work.
@@ -52,6 +61,7 @@ pub(super) async fn start(world: &mut World, plan: &Plan) -> Result<Clients, Str
         let worker = Worker {
             number,
             keys: plan.keys,
+            reads: number <= plan.readers,
             rng: ChaCha8Rng::seed_from_u64(plan.seed.wrapping_mul(1000) + u64::from(number)),
             namespace: client.namespace(NAMESPACE).map_err(|e| e.to_string())?,
             clock: Box::new(world.clock()),
@@ -117,6 +127,8 @@ pub(super) async fn read_everything(
 struct Worker {
     number: u32,
     keys: u16,
+    /// Whether it only reads.
+    reads: bool,
     rng: ChaCha8Rng,
     namespace: Namespace,
     clock: Box<dyn Fn() -> i64 + Send + Sync>,
@@ -140,6 +152,7 @@ impl Worker {
             let called = (self.clock)();
             // The step as it would be if nothing is known of its outcome, and what was told.
             let (unknown, told) = match self.rng.random_range(0..100) {
+                _ if self.reads => (None, self.get(key).await),
                 0..40 => (None, self.get(key).await),
                 40..70 => self.put(key).await,
                 70..76 => self.delete(key).await,

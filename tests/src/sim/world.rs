@@ -12,7 +12,7 @@ use std::{
 
 use duet_client::Client;
 use duet_node::{Node, Parts, config::Resolved};
-use duet_proto::{ClusterName, NamespaceStatus, NodeId, Role};
+use duet_proto::{ClusterName, GroupRole, NamespaceStatus, NodeId, Role};
 use duet_store::{Committer, WallClock, memory::MemoryStore};
 use duet_transport::{
     CertificateAuthority, Identity, Principal, Tls, Validity,
@@ -24,14 +24,17 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 pub use duet_engine_strong::Planted;
 
-use super::plan::{Fault, Plan};
+use super::{
+    plan::{Fault, Plan},
+    watch::Watch,
+};
 
 /// Where all nodes listen.
 const PORT: u16 = 7400;
 /// The simulated Unix time at which a run begins, in milliseconds.
 const BEGIN_MS: i64 = 1_900_000_000_000;
-/// Packets lost in a storm, of a thousand.
-const STORM_PERMILLE: u32 = 500;
+/// How often the replicas are looked at.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// A running simulation.
 pub struct World {
@@ -42,26 +45,28 @@ pub struct World {
     cluster: ClusterName,
     authority: CertificateAuthority,
     founders: BTreeMap<NodeId, String>,
-    machines: BTreeMap<u32, Machine>,
-    calm: Link,
+    pub(super) machines: BTreeMap<u32, Machine>,
+    pub(super) clients: u32,
+    watch: Watch,
+    pub(super) calm: Link,
     sync: Duration,
     #[cfg_attr(not(feature = "planted"), allow(dead_code, reason = "without the feature it is always none"))]
     planted: Option<Planted>,
 }
 
 /// One host: what survives a crash of its node, and the node while it runs.
-struct Machine {
+pub(super) struct Machine {
     disk: Arc<MemoryStore>,
     tls: Tls,
-    clock: Arc<Clock>,
-    node: Option<Node>,
+    pub(super) clock: Arc<Clock>,
+    pub(super) node: Option<Node>,
     starts: u64,
 }
 
 /// A wall clock that is tokio's time and an offset that faults move.
-struct Clock {
+pub(super) struct Clock {
     began: Instant,
-    offset_ms: AtomicI64,
+    pub(super) offset_ms: AtomicI64,
 }
 
 impl WallClock for Clock {
@@ -72,7 +77,8 @@ impl WallClock for Clock {
 }
 
 /// What a fault will undo later.
-enum Undo {
+#[derive(Debug)]
+pub(super) enum Undo {
     Restart(u32),
     Reopen { side: Vec<u32>, one_way: bool },
     Calm,
@@ -107,8 +113,20 @@ impl World {
         let founders = machines.keys().map(|id| (NodeId(*id), address(*id).to_string())).collect();
         let rng = ChaCha8Rng::seed_from_u64(plan.seed ^ 0x5eed);
         let sync = plan.sync;
-        let mut world =
-            World { net, began, rng, cluster, authority, founders, machines, calm, sync, planted };
+        let mut world = World {
+            net,
+            began,
+            rng,
+            cluster,
+            authority,
+            founders,
+            machines,
+            clients: plan.clients,
+            watch: Watch::default(),
+            calm,
+            sync,
+            planted,
+        };
         for id in 1..=plan.nodes {
             world.boot(id).await?;
         }
@@ -116,7 +134,6 @@ impl World {
     }
 
     /// Simulated microseconds since the run began.
-    #[must_use]
     pub fn clock(&self) -> impl Fn() -> i64 + Send + Sync + Clone + 'static {
         let began = self.began;
         move || i64::try_from(began.elapsed().as_micros()).unwrap_or(i64::MAX)
@@ -129,7 +146,7 @@ impl World {
     pub async fn client(&mut self, number: u32, role: Role) -> Result<Client, String> {
         let name = format!("client-{number}");
         let tls = tls(&mut self.authority, &self.cluster, Principal::Client { name, role })?;
-        let host = self.net.host(IpAddr::V4(Ipv4Addr::from([10, 0, 1, number as u8])));
+        let host = self.net.host(client_address(number));
         Client::builder()
             .endpoints(self.founders.values().cloned())
             .tls(tls)
@@ -141,7 +158,7 @@ impl World {
             .map_err(|error| format!("client {number} cannot connect: {error}"))
     }
 
-    async fn boot(&mut self, id: u32) -> Result<(), String> {
+    pub(super) async fn boot(&mut self, id: u32) -> Result<(), String> {
         let seed = self.rng.random();
         let founders = self.founders.clone();
         let Some(machine) = self.machines.get_mut(&id) else { return Ok(()) };
@@ -162,7 +179,7 @@ impl World {
         Ok(())
     }
 
-    fn crash(&mut self, id: u32) -> bool {
+    pub(super) fn crash(&mut self, id: u32) -> bool {
         let seed = self.rng.random();
         let Some(machine) = self.machines.get_mut(&id) else { return false };
         let Some(node) = machine.node.take() else { return false };
@@ -190,43 +207,46 @@ impl World {
             if at >= plan.work {
                 break;
             }
-            sleep_until(start + at).await;
+            self.pass(start + at).await?;
             match step {
                 Step::Fault(fault) => {
-                    if let Some((after, undo)) = self.suffer(fault) {
+                    if let Some((after, undo)) = self.suffer(fault).await? {
                         note(&mut agenda, at + after, Step::Undo(undo));
                     }
                 }
                 Step::Undo(undo) => self.undo(undo).await?,
             }
         }
-        sleep_until(start + plan.work).await;
+        self.pass(start + plan.work).await?;
         self.failures()
     }
 
-    fn suffer(&mut self, fault: Fault) -> Option<(Duration, Undo)> {
-        match fault {
-            Fault::Crash { node, down } => self.crash(node).then_some((down, Undo::Restart(node))),
-            Fault::Partition { side, one_way, heal } => {
-                self.cut(&side, one_way, true);
-                Some((heal, Undo::Reopen { side, one_way }))
-            }
-            Fault::Storm { heal } => {
-                let storm = Link {
-                    loss: f64::from(STORM_PERMILLE) / 1000.0,
-                    delay: self.calm.delay.start..self.calm.delay.end * 10,
-                    ..self.calm.clone()
-                };
-                self.net.set_default(storm);
-                Some((heal, Undo::Calm))
-            }
-            Fault::Clock { node, by_ms } => {
-                if let Some(machine) = self.machines.get(&node) {
-                    machine.clock.offset_ms.fetch_add(by_ms, Ordering::Relaxed);
+    /// Lets time pass, with an eye on the replicas.
+    ///
+    /// # Errors
+    /// What a replica says that contradicts what was said before.
+    pub(super) async fn pass(&mut self, until: Instant) -> Result<(), String> {
+        while Instant::now() < until {
+            sleep_until(until.min(Instant::now() + LOOK)).await;
+            self.look().await?;
+        }
+        Ok(())
+    }
+
+    /// Looks at every replica once. Answers the leaders of the user's namespaces, by term.
+    pub(super) async fn look(&mut self) -> Result<Vec<(u64, u32)>, String> {
+        let mut leaders = Vec::new();
+        for (id, machine) in &self.machines {
+            let Some(node) = &machine.node else { continue };
+            for status in node.status().await.namespaces {
+                self.watch.note(*id, &status)?;
+                if status.role == GroupRole::Leader && !status.name.is_system() {
+                    leaders.push((status.term, *id));
                 }
-                None
             }
         }
+        leaders.sort_unstable();
+        Ok(leaders)
     }
 
     async fn undo(&mut self, undo: Undo) -> Result<(), String> {
@@ -244,7 +264,7 @@ impl World {
     }
 
     /// Cuts the nodes of `side` off from the other nodes, or lets them together again. Clients reach everyone.
-    fn cut(&mut self, side: &[u32], one_way: bool, cut: bool) {
+    pub(super) fn cut(&mut self, side: &[u32], one_way: bool, cut: bool) {
         for inner in side {
             for outer in self.machines.keys().filter(|id| !side.contains(id)) {
                 let (inner, outer) = (address(*inner).ip(), address(*outer).ip());
@@ -298,9 +318,14 @@ impl World {
         }
         for (name, members) in &replicas {
             for (id, status) in members {
-                if let Some((other, it)) = members.iter().find(|(_, it)| it.applied == status.applied && it.digest != status.digest) {
+                if let Some((other, it)) =
+                    members.iter().find(|(_, it)| it.applied == status.applied && it.digest != status.digest)
+                {
                     let position = status.applied;
-                    return Err(format!("diverged: {name} at position {position} is {} on node {id} and {} on node {other}", status.digest, it.digest));
+                    return Err(format!(
+                        "diverged: {name} at position {position} is {} on node {id} and {} on node {other}",
+                        status.digest, it.digest
+                    ));
                 }
             }
             let applied: Vec<_> = members.iter().map(|(id, status)| (*id, status.applied)).collect();
@@ -342,12 +367,17 @@ enum Step {
     Undo(Undo),
 }
 
-fn address(node: u32) -> SocketAddr {
+pub(super) fn client_address(number: u32) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::from([10, 0, 1, number as u8]))
+}
+
+pub(super) fn address(node: u32) -> SocketAddr {
     SocketAddr::new(IpAddr::V4(Ipv4Addr::from([10, 0, 0, node as u8])), PORT)
 }
 
 fn tls(authority: &mut CertificateAuthority, cluster: &ClusterName, principal: Principal) -> Result<Tls, String> {
     let identity = Identity { cluster: cluster.clone(), principal };
     let issued = authority.issue(&identity, Validity::days(3650), &[]).map_err(|e| e.to_string())?;
-    Tls::from_pem(authority.cert().as_bytes(), issued.cert.as_bytes(), issued.key.as_bytes()).map_err(|e| e.to_string())
+    Tls::from_pem(authority.cert().as_bytes(), issued.cert.as_bytes(), issued.key.as_bytes())
+        .map_err(|e| e.to_string())
 }
