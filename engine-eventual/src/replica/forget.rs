@@ -22,7 +22,7 @@ impl Step<'_> {
         if self.r.barren.as_ref() == Some(&horizon) {
             return Ok(());
         }
-        let old = self.cx.clock.wall_ms().saturating_sub(2000);
+        let old = self.cx.clock.wall_ms().saturating_sub(500);
         let (from, to) = tombstones(self.r.namespace);
         let mut doomed = Vec::new();
         for row in self.cx.view.scan(Family::Namespace, &from, Some(&to))?.take(self.r.config.forget_rows) {

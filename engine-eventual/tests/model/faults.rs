@@ -26,6 +26,8 @@ pub(crate) struct Plan {
     pub(crate) deletes: f64,
     /// How soon a node hears of a change of the members: the chance of each round.
     pub(crate) adopts: f64,
+    /// How often a disk is lost, if that may be at all.
+    pub(crate) wipes: f64,
 }
 
 impl Plan {
@@ -45,6 +47,7 @@ impl Plan {
             keys: rng.random_range(2..=10),
             deletes: rng.random_range(0.1..0.6),
             adopts: 0.05,
+            wipes: 0.004,
         }
     }
 
@@ -66,7 +69,15 @@ impl Plan {
             keys: rng.random_range(3..=6),
             deletes: 0.5,
             adopts,
+            wipes: 0.0,
         }
+    }
+
+    /// The same, and disks are lost as soon as that may be.
+    #[cfg(feature = "planted")]
+    pub(crate) fn fleeting(rng: &mut ChaCha8Rng) -> Plan {
+        let copies = rng.random_range(2..=3);
+        Plan { copies, nodes: 4, partitions: 0.1, adopts: 0.03, wipes: 0.03, ..Plan::restless(rng) }
     }
 }
 
@@ -90,7 +101,10 @@ impl World {
             });
         }
         // A disk is lost for ever, but fewer than every acknowledged write lies on.
-        if self.change.is_none() && self.wipes + 1 < self.plan.copies && self.plan.changes > 0.0 && self.chance(0.004)
+        if self.change.is_none()
+            && self.wipes + 1 < self.plan.copies
+            && self.plan.changes > 0.0
+            && self.chance(self.plan.wipes)
         {
             let victim = self.pick();
             self.crash(victim);

@@ -70,5 +70,5 @@ planted! {
     finds_a_push_before_the_sync: PushBeforeSync, draw, "";
     finds_a_push_with_a_gap_applied_as_if_whole: PushWithGap, draw, "claims";
     finds_a_token_without_the_stamps_returned: TokenWithoutStamps, draw, "a session has seen";
-    finds_copies_counted_between_versions: CopiesOfAnyVersion, draw, "is not on node";
+    finds_copies_counted_between_versions: CopiesOfAnyVersion, fleeting, "";
 }
