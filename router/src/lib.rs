@@ -1,7 +1,7 @@
 //! From the name of a namespace to the replica that serves it; and the catalog that knows the one from the other.
 //!
 //! ```text
-//!  node/serve ── Router::call ──► view: name → id, epoch, members ──► engine handle
+//!  node/serve ── Router::call ──► view: name → id, mode, epoch, members ──► that engine's handle
 //!             └─ Router::admin ─► plan(view) ─► one transaction ─┐        ▲
 //!                                                                ▼        │ create, remove, set members
 //!   view ◄── follow ◄── applied changes ◄── the system group (strong)     │
@@ -20,10 +20,15 @@
 //!
 //! The reconciler is level-triggered: it compares what the view says with what the engine holds and takes the next
 //! step, again whenever one of them changes and every so often while something is unfinished. A crash at any point
-//! is resumed by looking again.
+//! is resumed by looking again. That goes for changes of an eventual namespace's members too: there is no coordinator to
+//! lose, each node moves its own replica and reports in the namespace's entry, and the last report that a step needs
+//! takes the step.
+//!
+//! A node that nobody can reach goes on with what it knew: its view is made of its own replica of the catalog, also right
+//! after a restart, so it serves its eventual namespaces as before.
 //!
 //! What this crate leaves out: it opens no socket, decodes no frame, stores nothing of its own (the catalog is data
-//! of the strong engine) and knows no peer's liveness. The engines know nothing of it.
+//! of the strong engine) and knows no peer's liveness. The engines know nothing of it, nor of each other.
 
 pub mod catalog;
 mod plan;
