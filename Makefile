@@ -15,7 +15,7 @@ FROM ?= 0
 DIR ?= $(CURDIR)/.playground
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build release demo playground test check fix run-tests sim figures soak clean-playground
+.PHONY: help deps build release demo playground test check fix run-tests sim model figures soak clean-playground
 
 help: ## lists the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -58,6 +58,9 @@ run-tests:
 
 sim: deps ## the simulation over any number of seeds: SEEDS=1000 FROM=0
 	DUET_SIM_SEEDS=$(SEEDS) DUET_SIM_FROM=$(FROM) cargo test -p duet-tests --all-features --test simulation -- --nocapture
+
+model: ## explores the models of the mode switch exhaustively (several minutes)
+	cargo run -p duet-model
 
 figures: build ## measures what the README claims (several minutes)
 	DUET_BIN_DIR=$(BIN) cargo run -p duet-tests --all-features --bin figures

@@ -66,6 +66,14 @@ impl Setting {
         self.ask(Size::Small, Rules::without(without), Hunt { property })
     }
 
+    /// The same as text, indented, with the property that breaks as its last line.
+    #[must_use]
+    pub fn timeline(self, without: Rule, property: &str) -> Option<String> {
+        let mut lines = self.hunt(without, property)?;
+        lines.push(format!("broken: {property}"));
+        Some(lines.iter().map(|line| format!("    {line}\n")).collect())
+    }
+
     fn ask<Q: Question>(self, size: Size, rules: Rules, question: Q) -> Q::Answer {
         let of = |small: u8, whole: u8| if size == Size::Small { small } else { whole };
         match self {

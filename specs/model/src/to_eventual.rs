@@ -2,7 +2,7 @@
 //!
 //! Raft is an atomic log: what is proposed may be committed at any later time, or never, and each of three members
 //! applies the log at its own pace. One key is enough: what matters is which entries a member has applied, under which
-//! stamps, when it opens the next epoch. A proposal carries the time of its proposer's clock, early or late; strong
+//! stamps, when it opens the next epoch. A proposal carries the time of its proposer's clock, in any order; strong
 //! mode keeps no tombstones. In the next epoch there is one more write, and members merge by stamp.
 //!
 //! A coordinator has no state here either, see [`to_strong`](crate::to_strong).
@@ -294,7 +294,7 @@ impl Model for ToEventual {
             Abort, Activate, Apply, Begin, Commit, CommitSeal, Install, Lose, LoseSeal, Open, Propose, ProposeSeal,
             Sync, Undo, Write,
         };
-        actions.extend([1, 3].into_iter().flat_map(|time| [Propose(Entry::Put(time)), Propose(Entry::Delete(time))]));
+        actions.extend((1..=self.writes).flat_map(|time| [Propose(Entry::Put(time)), Propose(Entry::Delete(time))]));
         actions.extend([Commit, Lose, Begin, ProposeSeal, CommitSeal, LoseSeal, Abort, Undo, Activate]);
         for at in 0..MEMBERS as u8 {
             actions.extend([Apply(at), Open(at), Write(at, true), Write(at, false)]);
@@ -307,8 +307,10 @@ impl Model for ToEventual {
         let mut state = last.clone();
         match action {
             Action::Propose(entry) => {
-                // The replica where it arrives must not have seen the end of the epoch; that is no more than a kindness.
-                (state.written < self.writes && state.flight.is_none()).then_some(())?;
+                // Proposers' stamps are unique. That the epoch has ended, the proposer need not know.
+                let time = |entry: &Entry| if let Entry::Put(time) | Entry::Delete(time) = entry { *time } else { 0 };
+                let unique = state.log.iter().all(|other| time(other) != time(&entry));
+                (unique && state.written < self.writes && state.flight.is_none()).then_some(())?;
                 state.written += 1;
                 state.flight = Some(entry);
             }
@@ -385,7 +387,7 @@ impl Protocol for ToEventual {
         ]
     }
 
-    fn tell(&self, _: &State, action: &Action, after: &State) -> String {
+    fn tell(&self, before: &State, action: &Action, after: &State) -> String {
         let shown = |at: u8| match after.members[usize::from(at)].record {
             None => "nothing".to_owned(),
             Some(Record { stamp: (epoch, time), value }) => {
@@ -408,11 +410,12 @@ impl Protocol for ToEventual {
             Action::Activate => "coordinator: STABLE(strong, e+1)".to_owned(),
             Action::Apply(at) => {
                 let position = after.members[usize::from(at)].applied;
-                format!(
-                    "{} applies position {position}, and acknowledges it if it is the first; it holds {}",
-                    node(at),
-                    shown(at)
-                )
+                let what = match (after.log[usize::from(position) - 1], after.answers.len() > before.answers.len()) {
+                    (Entry::Seal, _) => "applies the seal".to_owned(),
+                    (_, true) => format!("applies position {position}, acknowledges it"),
+                    (_, false) => format!("applies position {position}"),
+                };
+                format!("{} {what}; it holds {}", node(at), shown(at))
             }
             Action::Open(at) => format!("{} opens e+1 with {}", node(at), shown(at)),
             Action::Install(at, from) => {
