@@ -1,7 +1,7 @@
 //! The engine's face: what the router holds.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -20,7 +20,7 @@ use tokio::{
 
 use crate::{
     EngineConfig, Frontier, Members, Start,
-    gossip::NodeWord,
+    gossip::{NodeWord, SpaceWord},
     window::{Look, Window},
 };
 
@@ -203,6 +203,8 @@ pub(crate) struct Board {
     metrics: Mutex<Metrics>,
     pub(crate) counts: Counts,
     alive: Mutex<BTreeMap<NodeId, NodeWord>>,
+    words: Mutex<BTreeMap<NamespaceId, SpaceWord>>,
+    peers: Mutex<BTreeSet<NodeId>>,
 }
 
 /// Figures that do not pass the driver.
@@ -234,8 +236,19 @@ impl Board {
         lock(&self.metrics)
     }
 
+    /// What gossip says of the others.
     pub(crate) fn alive(&self) -> MutexGuard<'_, BTreeMap<NodeId, NodeWord>> {
         lock(&self.alive)
+    }
+
+    /// What gossip is to say of this node.
+    pub(crate) fn words(&self) -> MutexGuard<'_, BTreeMap<NamespaceId, SpaceWord>> {
+        lock(&self.words)
+    }
+
+    /// Who there is to gossip with.
+    pub(crate) fn peers(&self) -> MutexGuard<'_, BTreeSet<NodeId>> {
+        lock(&self.peers)
     }
 }
 

@@ -15,15 +15,36 @@
 //!              Input::Tick       time are arguments        (tells nothing)                  messages, answers
 //! ```
 //!
-//! [`Replica`] is the whole engine as a state machine: no task, socket, clock, thread or randomness. One step takes
+//! [`Replica`] is the whole of one namespace as a state machine: no task, socket, clock, thread or randomness. One step takes
 //! all that has arrived and makes one batch; only when that is durable can its messages and answers be reached, and
 //! only then may the next step begin. So whatever a step reads is durable, which half of the rules ask for.
+//!
+//! Around the replicas of a node stands one driver ([`EventualEngine`]), a task with one `select!`:
+//!
+//! ```text
+//!  router ── call ──►┌──────────────────────────────────────────────────┐◄── frames ── peers
+//!  (Handle)          │ driver   queues what arrives, steps each replica │
+//!   │      ◄─ answer │          that is not waiting for the disk,       │──► one frame per peer and turn
+//!   │                │          lets effects out once they are durable  │
+//!   │                └──────│──────────────────────────────▲────────────┘
+//!   │ reads                 └──► the node's committer ─────┘
+//!   ▼
+//!  window: what is durable, in a snapshot that shows nothing else
+//! ```
+//!
+//! Replicas step independently, each with one batch on its way at most. What arrives meanwhile waits for the next
+//! step, so the busier the disk, the more writes share a sync. Reads do not pass the driver: they get the durable
+//! frontier and a snapshot that goes with it. A replica with nothing open is left alone but for a look now and then; a
+//! node that has nothing to say to a peer beats once a second, whatever it holds, and a peer that is heard after a
+//! silence is told at once what is held here, which is how a healed partition is found. A replica that cannot be read,
+//! or in which a bug panics, is stopped and reported ([`SpaceInfo::failed`]); the others go on.
 //!
 //! The rules, each with the timeline that it prevents, are in `specs/eventual-engine.md`; the model that found them
 //! lives on in `tests/model.rs`, with the bugs that it must find.
 //!
-//! What this crate leaves out: it does not know names, addresses, or how a message travels, and not yet when to
-//! switch modes. Liveness (who is worth asking) only ever speeds things up; no decision here rests on it.
+//! What this crate leaves out: it does not know addresses, or how a message travels, and not yet when to switch modes.
+//! Gossip ([`GossipConfig`]; only this crate names `chitchat`) tells who is alive and how far; it informs, and no
+//! decision here rests on it.
 
 mod clock;
 mod config;

@@ -72,8 +72,13 @@ impl Lag {
     }
 
     /// The oldest write that some member is not known to hold.
-    pub(crate) fn oldest(&self) -> Option<Hlc> {
+    fn oldest(&self) -> Option<Hlc> {
         self.groups.front().map(|group| group.first)
+    }
+
+    /// The age of that, in milliseconds.
+    pub(crate) fn age_ms(&self, wall_ms: u64) -> u64 {
+        self.oldest().map_or(0, |oldest| wall_ms.saturating_sub(oldest.millis()))
     }
 
     /// How many writes lie beyond `hlc`, as far as they are told apart.

@@ -23,6 +23,7 @@ use duet_proto::{Error, NamespaceName, NodeId};
 use duet_store::{Committer, DiskGuard, HybridClock, Store, StoreError};
 use tokio::{
     sync::{mpsc, oneshot},
+    task::JoinSet,
     time::Instant,
 };
 
@@ -33,7 +34,7 @@ use self::{
     space::{Lent, Queued, Running, Stepped},
 };
 use crate::{
-    Effects, Handle, Metrics, Persisting, Replica, SpaceError, SpaceId, Ticket,
+    Effects, Handle, Metrics, Persisting, Replica, SpaceError, SpaceId, Ticket, gossip,
     handle::{Board, Command, Reply},
     window::Window,
 };
@@ -75,7 +76,9 @@ impl EventualEngine {
         let (told, landed) = mpsc::unbounded_channel();
         let board = Arc::new(Board::default());
         let handle = Handle::new(&config, commands, board.clone(), store.clone(), disk.clone());
-        let PeerLink { sync_out, sync_in, gossip_out: _, gossip_in: _ } = link;
+        let PeerLink { sync_out, sync_in, gossip_out, mut gossip_in } = link;
+        let (gossip, identity) = (config.gossip.clone(), (config.replica.node, config.replica.boot));
+        let shared = board.clone();
         let origin = Instant::now();
         let mut driver = Driver {
             peers: Peers::new(sync_out, origin),
@@ -102,6 +105,13 @@ impl EventualEngine {
         };
         let opened = driver.open_all(origin);
         let run = async move {
+            // Ends with the driver, however that ends.
+            let mut side = JoinSet::new();
+            match gossip {
+                Some(gossip) => side.spawn(gossip::run(gossip, identity, gossip_out, gossip_in, shared)),
+                // A lane that nobody reads would be closed.
+                None => side.spawn(async move { while gossip_in.recv().await.is_some() {} }),
+            };
             match opened {
                 Ok(()) => driver.run().await,
                 Err(error) => driver.end(error),

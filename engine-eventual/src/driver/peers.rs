@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use super::{
-    Driver, Slot,
+    Driver, Slot, Space,
     wire::{self, Outbox},
 };
 use crate::{Envelope, Message, Metrics, SpaceId};
@@ -161,14 +161,18 @@ impl Driver {
                 _ => None,
             });
             self.peers.known = running.flat_map(|members| members.everyone()).filter(|node| *node != me).collect();
+            self.board.peers().clone_from(&self.peers.known);
         }
         for node in &self.peers.known {
             if self.peers.sent.get(node).is_none_or(|at| now.saturating_duration_since(*at) >= BEAT / 2) {
                 self.peers.outbox.beat(*node);
             }
         }
-        self.metrics.open =
-            self.spaces.values().filter(|s| matches!(&s.slot, Slot::Running(r) if r.is_open())).count() as u64;
+        let open = |space: &Space| matches!(&space.slot, Slot::Running(running) if running.is_open());
+        self.metrics.open = self.spaces.values().filter(|space| open(space)).count() as u64;
+        if self.config.gossip.is_some() {
+            *self.board.words() = self.words();
+        }
     }
 }
 

@@ -1,12 +1,15 @@
 //! What the engine says of its replicas.
 
+use std::collections::BTreeMap;
+
 use duet_proto::{
-    Digest, EventualStatus, GroupRole, MemberProgress, Mode, NamespaceName, NamespaceStatus, Phase, QuorumHealth,
+    Digest, EventualStatus, GroupRole, MemberProgress, Mode, NamespaceId, NamespaceName, NamespaceStatus, Phase,
+    QuorumHealth,
 };
 use tokio::time::Instant;
 
 use super::{Driver, Lent, Running, Slot, peers::Peers};
-use crate::{Replica, SpaceId, Standing};
+use crate::{Replica, SpaceId, SpaceWord, Standing, gossip::hash};
 
 pub(super) fn standing(replica: &Replica) -> Standing {
     let status = replica.status();
@@ -28,6 +31,20 @@ impl Driver {
             Slot::Failed(_) => blank(*id, space.name.clone(), GroupRole::Failed),
         });
         statuses.collect()
+    }
+}
+
+impl Driver {
+    /// What gossip is to say of this node's replicas.
+    pub(super) fn words(&self) -> BTreeMap<NamespaceId, SpaceWord> {
+        let words = self.spaces.iter().filter_map(|(id, space)| {
+            let Slot::Running(running) = &space.slot else { return None };
+            let (frontier, digest) = running.replica.claims();
+            let lag_ms = running.lag.age_ms(self.clock.wall_ms());
+            let (epoch, mode) = (id.epoch, Mode::Eventual);
+            Some((id.namespace, SpaceWord { epoch, mode, frontier: hash(frontier), digest, lag_ms }))
+        });
+        words.collect()
     }
 }
 
@@ -74,7 +91,7 @@ fn status(id: SpaceId, name: NamespaceName, running: &Running, peers: &Peers, le
         version: status.version,
         copies: members.copies,
         frontier: status.frontier.iter().collect(),
-        lag_ms: lag.oldest().map_or(0, |oldest| lent.clock.wall_ms().saturating_sub(oldest.millis())),
+        lag_ms: lag.age_ms(lent.clock.wall_ms()),
         lag_writes: lag.count(),
         converged_ms: lag.converged_ms,
         converged_sum_ms: lag.converged_sum_ms,

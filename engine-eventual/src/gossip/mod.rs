@@ -1,8 +1,18 @@
-//! Liveness and the state of namespaces, as `chitchat` spreads them. It informs; nothing rests on it.
+//! Liveness and the state of namespaces, as `chitchat` spreads them over a lane of ours. It informs: an operator, a
+//! router that looks for a member to ask, an engine that chooses whom to ask first. Nothing that must be right rests
+//! on it, and it may die and come back without anybody noticing but its counter.
+
+mod task;
+#[cfg(test)]
+mod tests;
+mod wire;
+mod words;
 
 use std::{collections::BTreeMap, time::Duration};
 
 use duet_proto::{Boot, Digest, Epoch, Mode, NamespaceId};
+
+pub(crate) use self::{task::run, words::hash};
 
 /// How nodes gossip.
 #[derive(Clone, Debug)]
