@@ -201,6 +201,12 @@ impl MemoryStore {
         self.lock().free = bytes;
     }
 
+    /// What is synced now: what would be left of it, at least, by [`MemoryStore::crash`].
+    #[must_use]
+    pub fn durable(&self) -> Arc<dyn Snapshot> {
+        Arc::new(self.lock().durable.clone())
+    }
+
     /// Flips a bit of the last byte that a key holds, on disk and in memory. Whether there was one.
     pub fn damage(&self, family: Family, key: &[u8]) -> bool {
         let mut state = self.lock();
