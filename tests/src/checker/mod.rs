@@ -4,6 +4,7 @@
 //! unknown is taken as returning never: it may take effect at any time after its call, or at the very end, where nobody
 //! sees it.
 
+pub mod eventual;
 mod linearizable;
 mod stamps;
 
@@ -128,6 +129,26 @@ impl Step {
     #[must_use]
     pub fn compare_and_set(key: Key, expected: Expected, value: Option<Value>, held: Option<bool>) -> Step {
         Step { compares: vec![(key, expected)], then: vec![(key, value)], held, ..Step::default() }
+    }
+
+    /// The values that it writes, if it writes.
+    fn values(&self) -> impl Iterator<Item = Value> + '_ {
+        self.then.iter().chain(&self.otherwise).filter_map(|(_, value)| *value)
+    }
+
+    /// The values that it is known to have found: what it read, and what it compared with and found equal.
+    fn sees(&self) -> impl Iterator<Item = Value> + '_ {
+        let compared =
+            self.compares.iter().filter(|_| self.held == Some(true)).filter_map(|(_, expected)| match expected {
+                Expected::Value(value) => Some(*value),
+                Expected::Absent | Expected::Present => None,
+            });
+        self.reads.iter().filter_map(|(_, value)| *value).chain(compared)
+    }
+
+    /// Whether it may take a value away.
+    fn deletes(&self) -> bool {
+        self.then.iter().chain(&self.otherwise).any(|(_, value)| value.is_none())
     }
 
     fn keys(&self) -> Vec<Key> {

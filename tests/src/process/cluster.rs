@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fs::{self, File},
     io::{self, Read, Write},
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
     path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
@@ -20,7 +20,7 @@ use nix::{
 };
 use tempfile::TempDir;
 
-use super::{Direct, PATIENCE};
+use super::{Direct, PATIENCE, port::Port};
 
 /// Where a node runs.
 #[derive(Clone, Debug)]
@@ -70,6 +70,8 @@ pub struct Cluster {
 struct Process {
     host: Host,
     http: SocketAddr,
+    /// Those of `listen` and `http`, this cluster's as long as it lives.
+    _ports: [Port; 2],
     child: Option<Child>,
 }
 
@@ -108,10 +110,11 @@ impl Cluster {
         let mut cluster = Cluster { folder, name: name.clone(), authority, founders, nodes };
         fs::write(cluster.path("ca.pem"), cluster.authority.cert())?;
         for (id, host) in (1..).zip(layout.hosts) {
-            let address = SocketAddr::new(host.address, free_udp_port()?);
-            let http = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), free_tcp_port()?);
+            let ports = [Port::claim()?, Port::claim()?];
+            let address = SocketAddr::new(host.address, ports[0].number());
+            let http = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), ports[1].number());
             cluster.founders.insert(id, address);
-            cluster.nodes.insert(id, Process { host, http, child: None });
+            cluster.nodes.insert(id, Process { host, http, _ports: ports, child: None });
         }
         for id in cluster.ids() {
             cluster.configure(id)?;
@@ -443,12 +446,4 @@ pub fn binary(name: &str) -> Result<PathBuf> {
     let path = folder.join(name);
     ensure!(path.exists(), "{} does not exist: run make build", path.display());
     Ok(path)
-}
-
-fn free_udp_port() -> io::Result<u16> {
-    Ok(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
-}
-
-fn free_tcp_port() -> io::Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }

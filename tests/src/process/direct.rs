@@ -103,6 +103,46 @@ impl Direct {
         self.data(namespace, Op::Write { mutation }, Consistency::Linearizable).await
     }
 
+    /// Writes many values, up to `window` of them in flight.
+    ///
+    /// # Errors
+    /// If the node refuses one, or does not answer.
+    pub async fn pour(
+        &mut self,
+        namespace: &str,
+        writes: impl Iterator<Item = (String, Bytes)>,
+        window: usize,
+    ) -> Result<()> {
+        let namespace = NamespaceName::new(namespace)?;
+        let mut open = 0;
+        for (key, value) in writes {
+            if open == window {
+                self.poured().await?;
+                open -= 1;
+            }
+            let op = Op::Write { mutation: Mutation::put(key, value) };
+            let consistency = Consistency::Local;
+            let request = DataRequest { namespace: namespace.clone(), op, attempt: None, token: None, consistency };
+            self.send(Request::Data(request), PATIENCE)?;
+            open += 1;
+        }
+        for _ in 0..open {
+            self.poured().await?;
+        }
+        Ok(())
+    }
+
+    async fn poured(&mut self) -> Result<()> {
+        match timeout(PATIENCE, self.answers.recv()).await {
+            Ok(Some(body)) => match frame::decode::<ResponseFrame>(&body)?.response {
+                Response::Data(Answer { outcome: Outcome::Written(_), .. }) => Ok(()),
+                other => bail!("not written: {other:?}"),
+            },
+            Ok(None) => bail!("the connection ended: {}", self.connection.closed().await),
+            Err(_) => bail!("no answer to a write"),
+        }
+    }
+
     /// Reads a value.
     ///
     /// # Errors

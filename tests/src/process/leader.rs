@@ -49,7 +49,7 @@ pub async fn converged(client: &Client, namespace: &str, nodes: usize) -> Result
 }
 
 /// Every replica that can be asked.
-async fn replicas(client: &Client, namespace: &str) -> Vec<(u32, NamespaceStatus)> {
+pub(super) async fn replicas(client: &Client, namespace: &str) -> Vec<(u32, NamespaceStatus)> {
     let Ok(status) = client.status().await else { return Vec::new() };
     let reports = status.nodes.into_iter().filter_map(|report| report.status.ok());
     let named = |node: u32, list: Vec<NamespaceStatus>| {

@@ -90,20 +90,37 @@ impl Ledger {
     /// What the cluster answered.
     pub async fn put(&self, namespace: &Namespace, key: &str, value: Bytes) -> Result<Stamp, ClientError> {
         let written = namespace.put(key.to_owned(), value.clone()).await;
+        self.note(key, value, written.as_ref().map(|stamp| *stamp).map_err(ClientError::class));
+        written
+    }
+
+    /// Keeps what came of a write that was made in another way.
+    pub fn note(&self, key: &str, value: Bytes, outcome: Result<Stamp, Class>) {
         let mut keys = self.keys();
         let promise = keys.entry(key.to_owned()).or_default();
-        match &written {
-            Ok(stamp) => promise.acknowledged = Some((*stamp, value)),
-            Err(error) if error.class() == Class::Unknown => promise.unknown = Some(value),
+        match outcome {
+            Ok(stamp) => promise.acknowledged = Some((stamp, value)),
+            Err(Class::Unknown) => promise.unknown = Some(value),
             Err(_) => {}
         }
         drop(keys);
-        self.0.tally.send_modify(|tally| match &written {
+        self.0.tally.send_modify(|tally| match outcome {
             Ok(_) => tally.acknowledged += 1,
-            Err(error) if error.class() == Class::Unknown => tally.unknown += 1,
+            Err(Class::Unknown) => tally.unknown += 1,
             Err(_) => tally.refused += 1,
         });
-        written
+    }
+
+    /// How many keys it has.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.keys().len()
+    }
+
+    /// Whether it has none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.keys().is_empty()
     }
 
     /// Reads every key back: each must hold the last acknowledged value in the acknowledged version, or the later one

@@ -15,15 +15,18 @@
 mod cluster;
 mod direct;
 mod disk;
+mod eventual;
 mod leader;
 mod ledger;
 mod link;
+mod port;
 
 use std::time::Duration;
 
 pub use cluster::{Cluster, Host, Layout, binary};
 pub use direct::{Answered, Direct};
 pub use disk::Disk;
+pub use eventual::{LocalWriters, settled, shown, status_of};
 pub use leader::{converged, leader};
 pub use ledger::{Ledger, Tally, Writers, patiently};
 pub use link::Link;

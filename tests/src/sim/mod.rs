@@ -7,18 +7,22 @@
 //! [`Plan`] says what happens; [`World`] makes it happen; the workload's clients record a [`History`] of what they asked and
 //! were told; [`run`] puts it all before the checkers.
 
+mod audit;
+mod eventual;
 mod nemesis;
 mod plan;
+mod sessions;
 mod watch;
 mod workload;
 mod world;
 
-use std::{fmt, time::Duration};
+use std::{fmt, future::Future, time::Duration};
 
 use tokio::time::Instant;
 
+pub use eventual::{EventualPlan, EventualReport, run_eventual};
 pub use plan::{Fault, Plan};
-pub use world::{Planted, World};
+pub use world::{Bug, Planted, World};
 
 use crate::checker::{History, Verdict, linearizable, stamps_rise};
 
@@ -62,17 +66,20 @@ impl fmt::Display for Finding {
 /// # Errors
 /// Whatever the checkers found.
 pub fn run(plan: &Plan, planted: Option<Planted>) -> Result<Report, Finding> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .start_paused(true)
-        .build()
-        .map_err(|error| Finding { seed: plan.seed, what: format!("no runtime: {error}") })?;
-    let result = runtime.block_on(drive(plan, planted));
-    drop(runtime);
-    result.map_err(|what| Finding { seed: plan.seed, what })
+    simulate(plan.seed, drive(plan, planted.map(Bug::Strong)))
 }
 
-async fn drive(plan: &Plan, planted: Option<Planted>) -> Result<Report, String> {
+/// Lets a run happen on one thread, in simulated time.
+fn simulate<T>(seed: u64, run: impl Future<Output = Result<T, String>>) -> Result<T, Finding> {
+    let finding = |what| Finding { seed, what };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+    let runtime = runtime.map_err(|error| finding(format!("no runtime: {error}")))?;
+    let result = runtime.block_on(run);
+    drop(runtime);
+    result.map_err(finding)
+}
+
+async fn drive(plan: &Plan, planted: Option<Bug>) -> Result<Report, String> {
     let mut world = World::start(plan, planted).await?;
     workload::create_namespace(&mut world, plan).await?;
     let clients = workload::start(&mut world, plan).await?;
@@ -93,9 +100,7 @@ fn judge(plan: &Plan, history: &History, refused: usize, packets: u64) -> Result
         Verdict::Broken(told) => return Err(format!("not linearizable:\n  {}", told.join("\n  "))),
     }
     stamps_rise(history)?;
-    let told: Vec<u8> = format!("{:?}", history.operations()).into_bytes();
-    let fingerprint =
-        told.iter().fold(packets, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
+    let fingerprint = fingerprint(packets, &format!("{:?}", history.operations()));
     let operations = history.operations();
     Ok(Report {
         seed: plan.seed,
@@ -105,4 +110,9 @@ fn judge(plan: &Plan, history: &History, refused: usize, packets: u64) -> Result
         refused,
         fingerprint,
     })
+}
+
+/// A number that depends on every byte that was told.
+fn fingerprint(packets: u64, told: &str) -> u64 {
+    told.bytes().fold(packets, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }

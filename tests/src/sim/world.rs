@@ -12,7 +12,7 @@ use std::{
 
 use duet_client::Client;
 use duet_node::{Node, Parts, config::Resolved};
-use duet_proto::{ClusterName, GroupRole, NamespaceStatus, NodeId, Role};
+use duet_proto::{ClusterName, GroupRole, Mode, NamespaceStatus, NodeId, Role};
 use duet_store::{Committer, WallClock, memory::MemoryStore};
 use duet_transport::{
     CertificateAuthority, Identity, Principal, Tls, Validity,
@@ -25,6 +25,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 pub use duet_engine_strong::Planted;
 
 use super::{
+    audit::Disks,
     plan::{Fault, Plan},
     watch::Watch,
 };
@@ -51,7 +52,17 @@ pub struct World {
     pub(super) calm: Link,
     sync: Duration,
     #[cfg_attr(not(feature = "planted"), allow(dead_code, reason = "without the feature it is always none"))]
-    planted: Option<Planted>,
+    planted: Option<Bug>,
+    disks: Disks,
+}
+
+/// A bug that is planted in one of the engines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bug {
+    /// In the strong one.
+    Strong(Planted),
+    /// In the eventual one.
+    Eventual(duet_engine_eventual::Planted),
 }
 
 /// One host: what survives a crash of its node, and the node while it runs.
@@ -63,16 +74,19 @@ pub(super) struct Machine {
     starts: u64,
 }
 
-/// A wall clock that is tokio's time and an offset that faults move.
+/// A wall clock that is tokio's time, an offset that faults move, and a rate that is not quite right.
 pub(super) struct Clock {
     began: Instant,
     pub(super) offset_ms: AtomicI64,
+    /// How much too fast it goes, in millionths.
+    drift_ppm: AtomicI64,
 }
 
 impl WallClock for Clock {
     fn now_ms(&self) -> u64 {
         let elapsed = i64::try_from(self.began.elapsed().as_millis()).unwrap_or(i64::MAX);
-        u64::try_from(BEGIN_MS + elapsed + self.offset_ms.load(Ordering::Relaxed)).unwrap_or_default()
+        let drift = elapsed.saturating_mul(self.drift_ppm.load(Ordering::Relaxed)) / 1_000_000;
+        u64::try_from(BEGIN_MS + elapsed + drift + self.offset_ms.load(Ordering::Relaxed)).unwrap_or_default()
     }
 }
 
@@ -89,7 +103,7 @@ impl World {
     ///
     /// # Errors
     /// If one does not start.
-    pub async fn start(plan: &Plan, planted: Option<Planted>) -> Result<World, String> {
+    pub async fn start(plan: &Plan, planted: Option<Bug>) -> Result<World, String> {
         if planted.is_some() && !cfg!(feature = "planted") {
             return Err("bugs are planted only with the feature `planted`".into());
         }
@@ -104,11 +118,13 @@ impl World {
         };
         net.set_default(calm.clone());
         let began = Instant::now();
-        let mut machines = BTreeMap::new();
+        let (mut machines, disks) = (BTreeMap::new(), Disks::default());
         for id in 1..=plan.nodes {
             let tls = tls(&mut authority, &cluster, Principal::Node(NodeId(id)))?;
-            let clock = Arc::new(Clock { began, offset_ms: AtomicI64::new(0) });
-            machines.insert(id, Machine { disk: MemoryStore::new(), tls, clock, node: None, starts: 0 });
+            let clock = Arc::new(Clock { began, offset_ms: AtomicI64::new(0), drift_ppm: AtomicI64::new(0) });
+            let disk = MemoryStore::new();
+            disks.put(NodeId(id), disk.clone());
+            machines.insert(id, Machine { disk, tls, clock, node: None, starts: 0 });
         }
         let founders = machines.keys().map(|id| (NodeId(*id), address(*id).to_string())).collect();
         let rng = ChaCha8Rng::seed_from_u64(plan.seed ^ 0x5eed);
@@ -126,6 +142,7 @@ impl World {
             calm,
             sync,
             planted,
+            disks,
         };
         for id in 1..=plan.nodes {
             world.boot(id).await?;
@@ -172,7 +189,10 @@ impl World {
             tls: machine.tls.clone(),
             seed: Some(seed),
             #[cfg(feature = "planted")]
-            planted: self.planted.map(Into::into),
+            planted: self.planted.map(|bug| match bug {
+                Bug::Strong(bug) => bug.into(),
+                Bug::Eventual(bug) => bug.into(),
+            }),
         };
         let node = Node::start(config, parts).await.map_err(|error| format!("node {id} did not start: {error}"))?;
         machine.node = Some(node);
@@ -186,6 +206,7 @@ impl World {
         node.kill();
         self.net.crash(address(id).ip());
         machine.disk = machine.disk.crash(seed);
+        self.disks.put(NodeId(id), machine.disk.clone());
         true
     }
 
@@ -291,7 +312,39 @@ impl World {
         self.failures()
     }
 
-    /// Waits until every member of every namespace has applied the same and has the same digest.
+    /// The disks, as they are at any time.
+    #[must_use]
+    pub fn disks(&self) -> Disks {
+        self.disks.clone()
+    }
+
+    /// Makes a node's wall clock go too fast, or too slow, by so many millionths.
+    pub fn drift(&self, node: u32, ppm: i64) {
+        if let Some(machine) = self.machines.get(&node) {
+            machine.clock.drift_ppm.store(ppm, Ordering::Relaxed);
+        }
+    }
+
+    /// Sets every wall clock right, and lets it go right from now on.
+    pub fn set_clocks(&self) {
+        for machine in self.machines.values() {
+            machine.clock.offset_ms.store(0, Ordering::Relaxed);
+            machine.clock.drift_ppm.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// What each node that runs says of its replicas.
+    pub async fn statuses(&self) -> BTreeMap<NodeId, Vec<NamespaceStatus>> {
+        let mut statuses = BTreeMap::new();
+        for (id, machine) in &self.machines {
+            if let Some(node) = &machine.node {
+                statuses.insert(NodeId(*id), node.status().await.namespaces);
+            }
+        }
+        statuses
+    }
+
+    /// Waits until every member of every strong namespace has applied the same and has the same digest.
     ///
     /// # Errors
     /// What they disagree on, if the deadline comes first; at once if one holds another digest at the same position.
@@ -312,7 +365,7 @@ impl World {
         let mut replicas: BTreeMap<String, Vec<(u32, NamespaceStatus)>> = BTreeMap::new();
         for (id, machine) in &self.machines {
             let Some(node) = &machine.node else { return Err(format!("node {id} is down")) };
-            for status in node.status().await.namespaces {
+            for status in node.status().await.namespaces.into_iter().filter(|s| s.mode == Mode::Strong) {
                 replicas.entry(status.name.to_string()).or_default().push((*id, status));
             }
         }

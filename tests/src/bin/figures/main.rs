@@ -1,9 +1,11 @@
 //! `make figures`: measures what the README claims, on real clusters on this machine.
 //!
 //! `cargo run -p duet-tests --bin figures -- NAME…` measures some of them: `failover`, `catch-up`, `restart`, `idle`,
-//! `memory`. Everything shares this machine, the clients too; nothing is asserted.
+//! `memory` of strong namespaces, `visible`, `heal`, `differing` of eventual ones. Everything shares this machine, the clients too; nothing is asserted.
 
 #![allow(clippy::print_stdout, reason = "its output is its purpose")]
+
+mod eventual;
 
 use std::{
     fs,
@@ -32,12 +34,19 @@ const WATCH: Duration = Duration::from_secs(30);
 /// Bytes of a value.
 const VALUE: usize = 100;
 /// What is measured: a name, what it is, and what it should be.
-const FIGURES: [(&str, &str, &str); 5] = [
+const FIGURES: [(&str, &str, &str); 8] = [
     ("failover", "leader killed, until the next acknowledged write, 20 times", "p99 at most 2 s"),
     ("catch-up", "a follower that missed 100,000 writes, until it holds all", "5 s"),
     ("restart", "a node with 1 million records, until ready", "5 s"),
     ("idle", "1,000 idle strong namespaces on three nodes, CPU of each node", "under 5 % of a core"),
     ("memory", "resident memory of an idle node, 1 namespace", "at most 100 MiB"),
+    ("visible", "an eventual write visible on all members, under 5,000 writes/s", "p99 at most 50 ms"),
+    ("heal", "a heal after 100,000 writes on each side, until converged", "5 s"),
+    (
+        "differing",
+        "1 million records, 1,000 differing: bytes exchanged; memory it takes",
+        "under 1 MiB; does not grow",
+    ),
 ];
 
 #[tokio::main]
@@ -70,6 +79,9 @@ async fn measure(name: &str) -> Result<String> {
         "catch-up" => catch_up().await,
         "restart" => restart().await,
         "idle" => idle().await,
+        "visible" => eventual::visible().await,
+        "heal" => eventual::heal().await,
+        "differing" => eventual::differing().await,
         _ => memory().await,
     }
 }
@@ -249,8 +261,13 @@ fn processor_time(pid: u32) -> Result<f64> {
 
 /// Mebibytes of resident memory of a process.
 fn resident(pid: u32) -> Result<f64> {
+    memory_of(pid, "VmRSS:")
+}
+
+/// A line of a process's memory figures, in mebibytes.
+fn memory_of(pid: u32, name: &str) -> Result<f64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("not a status file")?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).context("not a status file")?;
     let kib: f64 = line.trim().trim_end_matches(" kB").parse()?;
     Ok(kib / 1024.0)
 }
