@@ -51,6 +51,9 @@ fn wrong_usage_ends_with_two() {
         &["-o", "yaml", "status"],
         &["import", "ns", "f", "--delimiter", "ab"],
         &["ns", "create", "a", "--mode", "weak"],
+        &["ns", "set-copies", "a"],
+        &["ns", "set-copies", "a", "many"],
+        &["--no-session=1", "get", "ns", "k"],
         &["playground", "--nodes", "0"],
         &["pki", "issue"],
         &["pki", "issue", "--node", "1", "--client", "a"],
@@ -110,6 +113,17 @@ fn help_and_version_are_answers() {
     assert!(ended.out.contains("Exit codes: 0 done, 1 failed, 2 usage"));
     let version = run(duet(&["--version"]));
     assert_eq!((version.code, version.out), (Some(0), format!("duet {}\n", env!("CARGO_PKG_VERSION"))));
+}
+
+#[test]
+fn what_both_modes_take_is_in_the_help() {
+    let ns = run(duet(&["ns", "--help"]));
+    for verb in ["set-copies", "members", "set-members", "show"] {
+        assert!(ns.out.contains(verb), "{verb} in {}", ns.out);
+    }
+    for verb in ["get", "scan", "export", "import"] {
+        assert!(run(duet(&[verb, "--help"])).out.contains("--no-session"), "{verb}");
+    }
 }
 
 #[test]

@@ -114,9 +114,11 @@ async fn beside(links: &Links, nodes: &Playground, globals: &Globals, node: Node
 async fn side(namespace: &Namespace, side: usize) -> Result<Ledger, Failure> {
     let who = ["here", "there"][side];
     let added = (0..ADDED).map(|n| (Bytes::from(format!("{who}/{n:06}")), Some(Bytes::from(format!("added {who}")))));
-    let contested = CONTESTED.map(|n| (cart(n), Some(Bytes::from(format!("last changed {who}")))));
+    // The sides go through these in opposite directions, so that each has the last word on some.
+    let key = move |n| if side == 0 { n } else { CONTESTED.end - 1 - n };
+    let contested = CONTESTED.map(|n| (cart(key(n)), Some(Bytes::from(format!("last changed {who}")))));
     let deleted = DELETED[side].clone().map(|n| (cart(n), None));
-    write(namespace, who, added.chain(contested).chain(deleted)).await
+    write(namespace, who, contested.chain(added).chain(deleted)).await
 }
 
 async fn write(
