@@ -69,6 +69,8 @@ rules! {
     AcksOfAttempt = 5;
     /// A member that is still fenced for an older attempt fences again.
     FenceAgain = 5;
+    /// A fence is lifted by a newer attempt only: after a crash a member's view of the catalog may be older than its fence.
+    LiftByNewer = 5;
     /// The loss of a member of the base set starts a new attempt by itself.
     RestartAtOnce = 5;
 

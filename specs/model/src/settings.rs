@@ -152,6 +152,7 @@ pub const COUNTEREXAMPLES: &[(Rule, Setting, &str)] = &[
     (Rule::ElectAfterActivation, Setting::TwoCopies, to_strong::LOST),
     (Rule::AcksOfAttempt, Setting::OneCopy, to_strong::LOST),
     (Rule::FenceAgain, Setting::OneCopy, to_strong::LOST),
+    (Rule::LiftByNewer, Setting::OneCopy, to_strong::LOST),
     (Rule::SealBeforeAbort, Setting::ToEventual, to_eventual::FINISH),
     (Rule::OwedKeepsTombstones, Setting::Late, late::RESURRECTED),
     (Rule::OwedMarksAbsent, Setting::Late, late::RESURRECTED),

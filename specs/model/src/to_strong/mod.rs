@@ -9,10 +9,11 @@
 //!
 //! - *A coordinator has no state.* What it does next is a function of the entry ([`Catalog::after`]), and it may do it
 //!   only if the entry has not changed since. So a crash, a restart and any number of racing coordinators come to the
-//!   same thing as one that does any enabled step at any time. Without [`Rule::Cas`] the second coordinator and its old
-//!   view are there.
+//!   same thing as one that does any enabled step at any time. Without [`Cas`](crate::rules::Rule::Cas) the second
+//!   coordinator and its old view are there.
 //! - *A member's view of the catalog* is what it acted on last. Looking at the catalog late is not looking yet; acting
 //!   late on a look is the same as having acted at once, because what a look leads to (fence, lift) reads nothing else.
+//!   A pull that was begun on an old look changes a member that has yet to fence again, like a push.
 //! - *Attempts* are compared, never calculated with. They are renumbered after every step, in their order, which
 //!   makes any number of attempts a finite thing.
 //! - *A write is its own key.* Two writes of one key are for [`late`](crate::late) and [`to_eventual`](crate::to_eventual).
@@ -227,6 +228,9 @@ impl<const N: usize> Protocol for ToStrong<N> {
             Action::GoAway(at) => format!("{} is cut off", node(at)),
             Action::Return(at) => format!("{} is back", node(at)),
             Action::Crash(at) => format!("{} crashes and starts again, its fence forgotten", node(at)),
+            Action::LookBack(at) => {
+                format!("{} crashes, sees the catalog as it was before it fenced, and lifts its fence", node(at))
+            }
             Action::Wipe(at) => format!("{} loses its disk", node(at)),
             Action::Elect(at) => {
                 format!(

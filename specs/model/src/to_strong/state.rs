@@ -171,6 +171,8 @@ pub enum Action {
     Return(u8),
     /// A member starts again from its disk.
     Crash(u8),
+    /// A member starts again, with a view of the catalog from before it fenced, and lifts its fence.
+    LookBack(u8),
     /// A member loses its disk.
     Wipe(u8),
     /// A member becomes the strong group's first leader.
@@ -187,8 +189,8 @@ impl Action {
     /// Whether it is a fault, a repair or a person: nothing that a promise may count on.
     #[must_use]
     pub fn is_of_luck(&self) -> bool {
-        use Action::{Abort, Crash, Exclude, Forget, GoAway, Return, Wipe};
-        matches!(self, Abort | Crash(_) | Exclude(_) | Forget(_) | GoAway(_) | Return(_) | Wipe(_))
+        use Action::{Abort, Crash, Exclude, Forget, GoAway, LookBack, Return, Wipe};
+        matches!(self, Abort | Crash(_) | Exclude(_) | Forget(_) | GoAway(_) | LookBack(_) | Return(_) | Wipe(_))
     }
 }
 

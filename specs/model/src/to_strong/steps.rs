@@ -18,7 +18,8 @@ impl<const N: usize> Catalog<N> {
     }
 
     /// The entry after a step, if that step follows from it.
-    pub(super) fn after(&self, step: Step, model: &ToStrong<N>) -> Option<Catalog<N>> {
+    #[must_use]
+    pub fn after(&self, step: Step, model: &ToStrong<N>) -> Option<Catalog<N>> {
         let keep = |rule| model.rules.keep(rule);
         let mut next = *self;
         let strong = |base: Set| Some(Phase::Strong { base, content: self.agreed(base)? });
@@ -81,6 +82,9 @@ impl<const N: usize> ToStrong<N> {
                 actions.extend(others.flat_map(|other| [Action::Push(at, other), Action::Fetch(at, other)]));
                 if !self.keep(Rule::FenceDurable) {
                     actions.push(Action::Crash(at));
+                }
+                if !self.keep(Rule::LiftByNewer) {
+                    actions.push(Action::LookBack(at));
                 }
             }
             actions.extend(
@@ -368,7 +372,7 @@ impl<const N: usize> ToStrong<N> {
                 state.away.has(at).then_some(())?;
                 state.away = state.away.minus(Set::of(at));
             }
-            Action::Crash(at) => {
+            Action::Crash(at) | Action::LookBack(at) => {
                 let member = &mut state.members[usize::from(at)];
                 (member.place == Place::Old && member.fence > 0).then_some(())?;
                 member.fence = 0;
