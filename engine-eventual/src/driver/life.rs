@@ -40,7 +40,8 @@ impl Driver {
     }
 
     /// A replica whose state is durable serves, and gets its first step at once.
-    fn started(&mut self, id: SpaceId, name: &NamespaceName, replica: Replica, now: Instant) -> Slot {
+    fn started(&mut self, id: SpaceId, name: &NamespaceName, mut replica: Replica, now: Instant) -> Slot {
+        replica.set_silent(&self.peers.silent);
         let window = self.show(id, Window::new(id, name.clone(), Ok(&replica)));
         self.wakes.insert((now, id));
         Slot::Running(Box::new(Running::new(replica, window, now)))

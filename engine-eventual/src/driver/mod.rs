@@ -228,13 +228,15 @@ impl Driver {
                 None => std::future::pending().await,
             }
         };
+        // At the end only what is on its way to the disk is waited for.
+        let stepping = self.farewell.is_empty();
         tokio::select! {
             biased;
             Some(landed) = self.landed.recv() => Event::Landed(landed),
             Some((from, frame)) = self.sync_in.recv() => Event::Frame(from, frame),
             command = self.inbox.recv() => command.map_or(Event::Abandoned, Event::Command),
-            () = wake => Event::Wake,
-            () = tokio::task::yield_now(), if !self.ready.is_empty() => Event::Wake,
+            () = wake, if stepping => Event::Wake,
+            () = tokio::task::yield_now(), if stepping && !self.ready.is_empty() => Event::Wake,
         }
     }
 

@@ -24,14 +24,18 @@ use crate::{Envelope, Message, Metrics, SpaceId};
 
 /// Who has nothing to say beats as often as this.
 const BEAT: Duration = Duration::from_secs(1);
-/// A peer that was not heard for this long has been away.
-const SILENCE: Duration = Duration::from_millis(2500);
+/// A peer that was not heard for this long may have been away.
+const SILENCE: Duration = Duration::from_millis(1500);
+/// A peer that was not heard for this long is not counted as active.
+const ABSENCE: Duration = Duration::from_millis(3500);
 
 /// The other nodes that hold a replica of something that is held here.
 pub(super) struct Peers {
     out: mpsc::Sender<(NodeId, Bytes)>,
     outbox: Outbox,
     known: BTreeSet<NodeId>,
+    /// Those of them that seem not to be there.
+    pub(super) silent: BTreeSet<NodeId>,
     /// Whether replicas have come, gone, or changed members since `known` was made.
     stale: bool,
     heard: BTreeMap<NodeId, Instant>,
@@ -45,6 +49,7 @@ impl Peers {
             out,
             outbox: Outbox::default(),
             known: BTreeSet::new(),
+            silent: BTreeSet::new(),
             stale: false,
             heard: BTreeMap::new(),
             sent: BTreeMap::new(),
@@ -57,15 +62,14 @@ impl Peers {
     }
 
     /// Whether a peer was heard lately.
-    pub(super) fn is_heard(&self, node: NodeId, now: Instant) -> bool {
-        self.heard.get(&node).is_some_and(|at| now.saturating_duration_since(*at) <= SILENCE)
+    pub(super) fn is_active(&self, node: NodeId, now: Instant) -> bool {
+        self.heard.get(&node).is_some_and(|at| now.saturating_duration_since(*at) <= ABSENCE)
     }
 
-    /// Notes that a peer was heard; whether it had been away.
+    /// Notes that a peer was heard; whether it may have been away.
     fn hear(&mut self, node: NodeId, now: Instant) -> bool {
-        let was_heard = self.is_heard(node, now);
-        self.heard.insert(node, now);
-        !was_heard
+        let before = self.heard.insert(node, now);
+        before.is_none_or(|at| now.saturating_duration_since(at) > SILENCE)
     }
 
     /// Queues a message to several peers; how many of them it is too long for.
@@ -148,6 +152,23 @@ impl Driver {
         self.peers.outbox.beat(from);
     }
 
+    /// Tells the replicas whom to ask last: who was not heard lately, and does not live by gossip either.
+    fn note_silence(&mut self, now: Instant) {
+        let alive = self.board.alive();
+        let lives =
+            |node: &NodeId| self.peers.is_active(*node, now) || alive.get(node).is_some_and(|word| word.alive);
+        let silent: BTreeSet<NodeId> = self.peers.known.iter().filter(|node| !lives(node)).copied().collect();
+        drop(alive);
+        if silent != self.peers.silent {
+            for space in self.spaces.values_mut() {
+                if let Slot::Running(running) = &mut space.slot {
+                    running.replica.set_silent(&silent);
+                }
+            }
+            self.peers.silent = silent;
+        }
+    }
+
     /// Beats to those who have not heard anything lately.
     pub(super) fn beat(&mut self, now: Instant) {
         if now < self.peers.next_beat || self.peers.next_beat().is_none() {
@@ -168,6 +189,7 @@ impl Driver {
                 self.peers.outbox.beat(*node);
             }
         }
+        self.note_silence(now);
         let open = |space: &Space| matches!(&space.slot, Slot::Running(running) if running.is_open());
         self.metrics.open = self.spaces.values().filter(|space| open(space)).count() as u64;
         if self.config.gossip.is_some() {

@@ -80,7 +80,7 @@ fn status(id: SpaceId, name: NamespaceName, running: &Running, peers: &Peers, le
         node: *node,
         matched: replica.held_by(*node).0,
         lag: lag.beyond(replica.held_by(*node)),
-        active: peers.is_heard(*node, lent.now),
+        active: peers.is_active(*node, lent.now),
         snapshot: replica.is_serving(*node),
         learner: false,
     });

@@ -188,6 +188,8 @@ pub struct Replica {
     wanted: BTreeSet<NodeId>,
     pull: Option<Pull>,
     last_pulled: NodeId,
+    /// Peers that seem not to be there: asked last.
+    silent: BTreeSet<NodeId>,
     /// Pushes that wait for the end of a session.
     early: BTreeMap<NodeId, Vec<Push>>,
     /// Sessions of peers with this replica, one each.
@@ -262,6 +264,7 @@ impl Replica {
             waiting: BTreeMap::new(),
             wanted: BTreeSet::new(),
             pull: None,
+            silent: BTreeSet::new(),
             early: BTreeMap::new(),
             serving: BTreeMap::new(),
             heal: Heal::default(),

@@ -1,5 +1,7 @@
 //! What the driver asks between steps: whether a replica needs time soon, and what stands between it and the others.
 
+use std::collections::BTreeSet;
+
 use duet_proto::{ClockFault, Digest, Hlc, NodeId};
 use duet_store::{StoreError, View};
 
@@ -45,6 +47,11 @@ impl Replica {
     #[must_use]
     pub fn claims(&self) -> (&Frontier, Digest) {
         (&self.synced.frontier, self.synced.digest)
+    }
+
+    /// These peers seem not to be there, by whatever tells: sessions begin with the others first.
+    pub fn set_silent(&mut self, silent: &BTreeSet<NodeId>) {
+        self.silent.clone_from(silent);
     }
 
     /// Says with the next step what is durable, whatever was said before.

@@ -59,8 +59,11 @@ impl Step<'_> {
         // In turns, so that one that does not answer holds up nobody for long.
         let after = self.r.last_pulled;
         let ready = |node: &&NodeId| self.r.peers.get(node).is_none_or(|peer| peer.rest_until_ms <= now_ms);
-        let next = self.r.wanted.range(NodeId(after.0.saturating_add(1))..).find(ready);
-        let Some(from) = next.or_else(|| self.r.wanted.iter().find(ready)).copied() else {
+        let speaks = |node: &&NodeId| ready(node) && !self.r.silent.contains(*node);
+        let (wanted, after) = (&self.r.wanted, NodeId(after.0.saturating_add(1)));
+        let next = wanted.range(after..).find(speaks).or_else(|| wanted.iter().find(speaks));
+        let next = next.or_else(|| wanted.range(after..).find(ready)).or_else(|| wanted.iter().find(ready));
+        let Some(from) = next.copied() else {
             // Nothing is missing that anybody has told of: what came early has no session to wait for.
             if self.r.wanted.is_empty() {
                 self.r.early.clear();

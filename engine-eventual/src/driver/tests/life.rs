@@ -182,6 +182,26 @@ async fn a_stop_lets_what_is_on_its_way_arrive() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_write_that_is_on_its_way_at_the_end_is_answered() {
+    let mut cluster = Cluster::start(&[], |_| {});
+    cluster.latency = Duration::from_millis(1500);
+    cluster.boot(1, MemoryStore::new(), 1);
+    cluster.found(1, &[1], 1).await;
+    let calls = [put_op("k", "v"), put_op("late", "v")].map(|op| {
+        let handle = cluster.handle(1);
+        async move { handle.call(NS, E1, Call { op, token: None }, in_seconds(20)).await }
+    });
+    let [first, late] = calls;
+    let first = tokio::spawn(first);
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let late = tokio::spawn(late);
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    cluster.handle(1).shutdown().await;
+    assert!(first.await.unwrap().is_ok(), "its sync came");
+    assert!(matches!(late.await.unwrap(), Err(Error::Unavailable { .. })), "it was never begun");
+}
+
+#[tokio::test(start_paused = true)]
 async fn bytes_that_are_no_messages_are_counted() {
     let cluster = three(1).await;
     let inlet = cluster.inlets.lock().unwrap()[&1].clone();
