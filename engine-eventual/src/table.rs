@@ -142,3 +142,121 @@ fn count<'m>(meta: &'m mut Meta, body: &Body) -> &'m mut u64 {
         Body::Tombstone => &mut meta.tombstones,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, sync::Arc};
+
+    use duet_proto::{Epoch, Hlc, NodeId};
+    use duet_store::{Store, memory::MemoryStore};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{
+        Frontier, Members,
+        rows::{Beyond, Standing},
+    };
+
+    const SPACE: NamespaceId = NamespaceId(7);
+    const EPOCH: Epoch = Epoch(1);
+
+    type Write = (u8, Record);
+
+    /// A plain log of all writes. Stamps are unique, as the clock makes them.
+    fn logs() -> impl Strategy<Value = Vec<Write>> {
+        let write = (0u8..5, 1u32..4, any::<bool>());
+        prop::collection::vec(write, 0..40).prop_map(|writes| {
+            let stamped = writes.into_iter().enumerate().map(|(at, (key, node, delete))| {
+                let stamp = Stamp { epoch: EPOCH, hlc: Hlc(at as u64 + 1), node: NodeId(node) };
+                let value = format!("v{at}").into();
+                (key, if delete { Record::tombstone(stamp) } else { Record::value(stamp, value) })
+            });
+            stamped.collect()
+        })
+    }
+
+    fn key(key: u8) -> Bytes {
+        vec![key].into()
+    }
+
+    fn merged(writes: impl IntoIterator<Item = Write>) -> (Arc<MemoryStore>, Meta) {
+        let (store, mut meta) = (MemoryStore::new(), Meta::new(Standing::Whole, Members::default()));
+        for (at, record) in writes {
+            let mut table = Table::new(&*store, SPACE);
+            table.merge(&mut meta, &key(at), record).unwrap();
+            let batch = table.batch;
+            store.write(batch).unwrap();
+        }
+        (store, meta)
+    }
+
+    fn rows(store: &MemoryStore) -> Vec<(Bytes, Bytes)> {
+        let all = Family::ALL
+            .into_iter()
+            .flat_map(|family| store.scan(family, &[], None).unwrap().map(Result::unwrap).collect::<Vec<_>>());
+        all.collect()
+    }
+
+    fn winners(log: &[Write]) -> BTreeMap<u8, Record> {
+        let mut winners: BTreeMap<u8, Record> = BTreeMap::new();
+        for (key, record) in log {
+            if winners.get(key).is_none_or(|held| held.stamp < record.stamp) {
+                winners.insert(*key, record.clone());
+            }
+        }
+        winners
+    }
+
+    proptest! {
+        #[test]
+        fn merging_is_commutative_associative_and_idempotent(
+            log in logs(),
+            order in prop::collection::vec(any::<prop::sample::Index>(), 0..60),
+        ) {
+            let (straight, summary) = merged(log.clone());
+            // Any order, any of them again, and all of them at least once.
+            let again = order.iter().filter(|_| !log.is_empty()).map(|at| at.get(&log).clone());
+            let (shuffled, other) = merged(again.chain(log.iter().rev().cloned()));
+            prop_assert_eq!(rows(&straight), rows(&shuffled));
+            prop_assert_eq!(summary.summary(), other.summary());
+        }
+
+        #[test]
+        fn the_index_is_of_the_winners_of_the_log(log in logs(), upto in prop::collection::vec(0u64..42, 3)) {
+            let (store, meta) = merged(log.clone());
+            let winners = winners(&log);
+            let frontier: Frontier =
+                upto.iter().enumerate().map(|(at, hlc)| (NodeId(at as u32 + 1), Hlc(*hlc))).collect();
+            let beyond = Beyond::new(&*store, (SPACE, EPOCH), &frontier, (NodeId(0), Hlc::ZERO)).unwrap();
+            let walked: Vec<_> = beyond.map(|row| row.unwrap()).map(|(node, hlc, key)| (node, hlc, key[0])).collect();
+            let mut lacking: Vec<_> =
+                winners.iter().filter(|(_, r)| !frontier.includes(r.stamp)).map(|(k, r)| (r.stamp.node, r.stamp.hlc, *k)).collect();
+            lacking.sort_unstable();
+            prop_assert_eq!(&walked, &lacking);
+            // What has only the log up to the frontier, and then this walk, holds what the whole log comes to.
+            let known = log.iter().filter(|(_, r)| frontier.includes(r.stamp)).cloned();
+            let sent = walked.iter().map(|(_, _, k)| (*k, read(&*store, SPACE, &key(*k)).unwrap().unwrap()));
+            let (caught_up, theirs) = merged(known.chain(sent));
+            prop_assert_eq!(rows(&caught_up), rows(&store));
+            prop_assert_eq!(theirs.summary(), meta.summary());
+            let live = winners.values().filter(|r| r.live().is_some()).count() as u64;
+            prop_assert_eq!((meta.keys, meta.tombstones), (live, winners.len() as u64 - live));
+        }
+
+        /// A marker used twice is told, and changes nothing, rather than keep one value here and another there.
+        #[test]
+        fn one_stamp_with_two_values_is_a_conflict(log in logs(), at in any::<prop::sample::Index>()) {
+            prop_assume!(!log.is_empty());
+            let (place, mut record) = at.get(&log).clone();
+            prop_assume!(winners(&log)[&place] == record);
+            let (store, mut meta) = merged(log);
+            let (before, summary) = (rows(&store), meta.summary());
+            record.body = Body::Value("another".into());
+            let mut table = Table::new(&*store, SPACE);
+            prop_assert_eq!(table.merge(&mut meta, &key(place), record).unwrap(), Merge::Conflict);
+            let batch = table.batch;
+            store.write(batch).unwrap();
+            prop_assert_eq!((rows(&store), meta.summary()), (before, summary));
+        }
+    }
+}

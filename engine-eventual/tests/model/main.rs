@@ -5,6 +5,7 @@
 
 mod checks;
 mod clients;
+mod cost;
 mod faults;
 mod scenarios;
 mod script;

@@ -250,31 +250,6 @@ fn replicas_that_claim_the_same_and_differ_find_out() {
     assert!(world.converged().is_ok());
 }
 
-/// 20,000 records, 200 of them different: what goes over the wire is what differs.
-#[test]
-fn anti_entropy_costs_what_differs() {
-    let large = |config: &mut Config| {
-        (config.chunk_bytes, config.report_ms, config.idle_report_ms) = (64 << 10, 200, 5000);
-    };
-    let mut world = World::scripted(2, 1, large);
-    world.unchecked = true;
-    for n in 0..20_000 {
-        world.write(1, put(&format!("key-{n:05}"), &"v".repeat(256)));
-    }
-    world.until_equal(1, 2);
-    world.link(1, 2, false);
-    for n in 0..200 {
-        world.write(1, put(&format!("key-{:05}", n * 97), &"w".repeat(256)));
-    }
-    world.rounds(40);
-    world.link(1, 2, true);
-    world.bytes = 0;
-    world.until_equal(1, 2);
-    let needed = 200 * (256 + 9);
-    assert!(world.bytes >= needed, "{} bytes", world.bytes);
-    assert!(world.bytes < needed + needed / 4 + 8192, "{} bytes were sent for {needed} that differ", world.bytes);
-}
-
 /// A new member that loses its sender goes on with another, from the key it has come to.
 #[test]
 fn a_copy_goes_on_with_another_sender() {
@@ -303,6 +278,51 @@ fn a_copy_goes_on_with_another_sender() {
     assert!(world.bytes < 20 * 200, "{} bytes: it began again", world.bytes);
     world.settle(20_000).unwrap();
     assert_eq!(world.holds(3, "k03"), None);
+}
+
+/// A new member that crashes goes on from the key it has come to: its place is on its disk.
+#[test]
+fn a_copy_goes_on_after_a_crash() {
+    let mut world = World::scripted(2, 1, plain);
+    (0..30).for_each(|n| world.write(1, put(&format!("k{n:02}"), &"x".repeat(50))));
+    world.rounds(60);
+    world.members = Members { version: 2, nodes: [1, 2, 3].map(NodeId).into(), copies: 1, ..Members::default() };
+    world.add(NodeId(3), Start::Joining, world.members.clone());
+    (1..=2).for_each(|id| world.give(id, Input::Members(world.members.clone())));
+    while world.holds(3, "k20").is_none() {
+        world.rounds(1);
+    }
+    world.crash(NodeId(3));
+    while world.nodes[&NodeId(3)].replica.is_none() {
+        world.rounds(1);
+    }
+    assert!(!world.replica(3).status().whole);
+    world.bytes = 0;
+    while !world.replica(3).status().whole {
+        world.rounds(1);
+    }
+    assert!(world.bytes < 15 * 150, "{} bytes: it began again", world.bytes);
+    world.settle(20_000).unwrap();
+}
+
+/// A node whose clock runs ahead is told so by its peers before it has stamped anything, and recovers when it is set.
+#[test]
+fn a_clock_an_hour_ahead_recovers_when_it_is_set() {
+    const HOUR: u64 = 3_600_000;
+    let mut world = World::scripted(3, 1, plain);
+    world.rounds(40);
+    world.skew(3, HOUR);
+    world.rounds(100);
+    world.write(3, put("a", "ahead"));
+    world.rounds(20);
+    assert!(matches!(world.answers.pop(), Some(Err(Error::ClockSkew(_)))));
+    world.skew(3, 0);
+    world.rounds(100);
+    world.write(3, put("a", "set"));
+    world.rounds(20);
+    assert!(matches!(world.answers.pop(), Some(Ok(_))));
+    world.settle(20_000).unwrap();
+    assert_eq!(world.holds(1, "a"), world.holds(3, "a"));
 }
 
 /// Bytes of any sort from a peer are an error or a message, and a message of a stranger is not heard.
