@@ -108,11 +108,8 @@ async fn drive(plan: &EventualPlan, planted: Option<Bug>) -> Result<EventualRepo
     let (mut history, refused) = clients.finish().await?;
     let sessions = at_work.finish().await?;
     world.heal().await?;
-    world.set_clocks();
-    if plan.hour {
-        // Writes from an hour ahead are taken by nobody until then; they are kept where they were made.
-        sleep(Duration::from_millis(HOUR_MS as u64) + RECOVERY).await;
-    }
+    // Writes from an hour ahead are taken by nobody until then; they are kept where they were made. So that time comes.
+    world.set_clocks(if plan.hour { HOUR_MS + 60_000 } else { 0 });
     workload::read_everything(&mut world, &plan.base, &mut history, Instant::now() + RECOVERY).await?;
     world.agree(Instant::now() + RECOVERY).await?;
     let mut did = [0; 4];

@@ -325,10 +325,11 @@ impl World {
         }
     }
 
-    /// Sets every wall clock right, and lets it go right from now on.
-    pub fn set_clocks(&self) {
+    /// Sets every wall clock to the same time, so many milliseconds ahead of what has passed in the simulation, and lets
+    /// it go right from now on.
+    pub fn set_clocks(&self, ahead_ms: i64) {
         for machine in self.machines.values() {
-            machine.clock.offset_ms.store(0, Ordering::Relaxed);
+            machine.clock.offset_ms.store(ahead_ms, Ordering::Relaxed);
             machine.clock.drift_ppm.store(0, Ordering::Relaxed);
         }
     }
