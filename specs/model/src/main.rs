@@ -1,4 +1,5 @@
-//! Explores every setting exhaustively (`make model`), or tells what happens without each rule (`timelines`).
+//! Explores every setting exhaustively (`make model`), or those that are named (`late retry`), at the bounds of
+//! continuous integration if `small` is among the names; or tells what happens without each rule (`timelines`).
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;
@@ -10,14 +11,17 @@ use duet_model::settings::{COUNTEREXAMPLES, Setting, Size};
 
 fn main() -> io::Result<ExitCode> {
     let mut out = io::stdout().lock();
-    if std::env::args().nth(1).as_deref() == Some("timelines") {
+    let names: Vec<String> = std::env::args().skip(1).map(|name| name.to_lowercase()).collect();
+    let named = |name: &str| names.iter().any(|other| *other == name.to_lowercase());
+    if named("timelines") {
         timelines(&mut out)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let size = if std::env::args().nth(1).as_deref() == Some("small") { Size::Small } else { Size::Whole };
+    let size = if named("small") { Size::Small } else { Size::Whole };
+    let all = names.iter().all(|name| name == "small");
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let mut broken = false;
-    for setting in Setting::ALL {
+    for setting in Setting::ALL.iter().filter(|setting| all || named(&format!("{setting:?}"))) {
         let started = Instant::now();
         let verdict = setting.check(size, Rules::all(), threads);
         let seconds = started.elapsed().as_secs_f32();
