@@ -9,12 +9,18 @@ use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
 
-use duet_proto::{ClusterName, NodeId, Role};
-use duet_transport::{CertificateAuthority, Identity, Tls, Validity};
+use bytes::Bytes;
+use duet_proto::{
+    Answer, Change, ClusterName, Consistency, DataRequest, Error, KeyRange, Mutation, NamespaceName, NodeId, Op,
+    Outcome, Request, Response, Role, ScanLimit,
+    frame::{self, RequestFrame, ResponseFrame},
+};
+use duet_transport::{CertificateAuthority, Connection, Connector, Identity, Tls, Udp, Validity};
 
 /// Nothing takes this long, on however slow a machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -166,6 +172,25 @@ impl Daemon {
         get(self.http, path).unwrap()
     }
 
+    /// The value of one line of `/metrics`, if it is there.
+    pub fn metric(&self, line: &str) -> Option<f64> {
+        let text = self.get("/metrics").1;
+        text.lines().find_map(|l| l.strip_prefix(line)?.strip_prefix(' ')?.parse().ok())
+    }
+
+    /// Waits until a metric is as `wanted` says.
+    pub fn wait_metric(&self, line: &str, wanted: impl Fn(f64) -> bool) {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let value = self.metric(line);
+            if value.is_some_and(&wanted) {
+                return;
+            }
+            assert!(Instant::now() < until, "{line} stays at {value:?}\n{}", self.get("/metrics").1);
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     pub fn signal(&self, name: &str) {
         let status = Command::new("kill").arg(format!("-{name}")).arg(self.child.id().to_string()).status().unwrap();
         assert!(status.success());
@@ -254,6 +279,89 @@ pub fn free_port() -> u16 {
         let port = udp.local_addr().unwrap().port();
         if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
             return port;
+        }
+    }
+}
+
+/// A client of one node alone: no routing, no retries.
+pub struct Direct {
+    line: Connection,
+    answers: tokio::sync::mpsc::Receiver<Bytes>,
+    next: u64,
+}
+
+impl Direct {
+    /// Connects; the node may be on its way up.
+    pub async fn to(site: &Site, node: u32) -> Direct {
+        let connector = Connector::new(site.tls("app"), Arc::new(Udp));
+        let until = Instant::now() + PATIENCE;
+        loop {
+            match connector.connect(&site.address(node).to_string(), Some(NodeId(node))).await {
+                Ok(line) => {
+                    let answers = line.incoming().unwrap();
+                    return Direct { line, answers, next: 0 };
+                }
+                Err(error) => assert!(Instant::now() < until, "node {node}: {error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// One operation, tried once.
+    pub async fn call(&mut self, namespace: &str, op: Op) -> Result<Outcome, Error> {
+        self.next += 1;
+        let data = DataRequest {
+            namespace: NamespaceName::new(namespace).unwrap(),
+            op,
+            attempt: None,
+            token: None,
+            consistency: Consistency::Linearizable,
+        };
+        let request = RequestFrame { id: self.next, timeout_ms: 10_000, request: Request::Data(data) };
+        self.line.send(frame::encode(&request)).unwrap();
+        let answer = tokio::time::timeout(PATIENCE, self.answers.recv()).await.unwrap().unwrap();
+        let answer: ResponseFrame = frame::decode(&answer).unwrap();
+        assert_eq!(answer.id, self.next);
+        match answer.response {
+            Response::Data(Answer { outcome, .. }) => Ok(outcome),
+            Response::Error(error) => Err(error),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub async fn put(&mut self, namespace: &str, key: &str, value: &str) -> Result<(), Error> {
+        let mutation = Mutation { key: key.to_owned().into(), change: Change::Put(value.to_owned().into()) };
+        self.call(namespace, Op::Write { mutation }).await.map(drop)
+    }
+
+    /// Puts until it is taken; for the time in which the node learns of the namespace.
+    pub async fn put_soon(&mut self, namespace: &str, key: &str, value: &str) {
+        let until = Instant::now() + PATIENCE;
+        while let Err(error) = self.put(namespace, key, value).await {
+            assert!(Instant::now() < until, "{error:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    pub async fn get(&mut self, namespace: &str, key: &str) -> Result<Option<Bytes>, Error> {
+        match self.call(namespace, Op::Get { key: key.to_owned().into() }).await? {
+            Outcome::Value(held) => Ok(held.map(|(_, value)| value)),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Everything in a namespace.
+    pub async fn all(&mut self, namespace: &str) -> Result<BTreeMap<String, String>, Error> {
+        let (mut all, mut cursor) = (BTreeMap::new(), None);
+        let text = |bytes: &Bytes| String::from_utf8(bytes.to_vec()).unwrap();
+        loop {
+            let op = Op::Scan { range: KeyRange::all(), limit: ScanLimit::default(), cursor };
+            let Outcome::Page { entries, next } = self.call(namespace, op).await? else { panic!("no page") };
+            all.extend(entries.iter().map(|entry| (text(&entry.key), text(&entry.value))));
+            match next {
+                Some(more) => cursor = Some(more),
+                None => return Ok(all),
+            }
         }
     }
 }
