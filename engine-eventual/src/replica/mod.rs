@@ -26,7 +26,7 @@ use crate::{
     table::Table,
 };
 use heal::Heal;
-use peers::Peer;
+use peers::{Peer, Sweep};
 pub(crate) use read::Reader;
 use serve::Serving;
 use session::Pull;
@@ -197,8 +197,8 @@ pub struct Replica {
     heal: Heal,
     /// What everybody held when no tombstone could be forgotten: there is none to be found until they hold more.
     barren: Option<Frontier>,
-    /// Since which version each origin that left is gone, as far as this start of the node knows (rule 7).
-    departed: BTreeMap<NodeId, u64>,
+    /// Origins with extras that are no members, and what is done about them (rule 7).
+    sweep: Option<Sweep>,
     reported: Option<(u64, Meta)>,
     counters: Counters,
 }
@@ -269,7 +269,7 @@ impl Replica {
             serving: BTreeMap::new(),
             heal: Heal::default(),
             barren: None,
-            departed: BTreeMap::new(),
+            sweep: None,
             reported: None,
             counters: Counters::default(),
         }

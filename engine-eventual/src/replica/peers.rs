@@ -1,12 +1,14 @@
 //! What peers say: who is heard, pushes, reports, changes of the members.
 
+use std::collections::BTreeSet;
+
 use duet_proto::{Hlc, NodeId, Record, Stamp};
 use duet_store::StoreError;
 
 use super::{Step, serve};
 use crate::{
     Envelope, Frontier, Members, Planted,
-    message::{Message, Push, Report, Summary},
+    message::{Message, Nonce, Push, Report, Summary},
     rows::{Standing, next_beyond},
     table::Merge,
 };
@@ -20,10 +22,21 @@ pub(super) struct Peer {
     pub(super) frontier: Frontier,
     /// Its latest report, if it was made since this node started.
     pub(super) report: Option<Report>,
-    /// What its data came to when a session with it last came to its end, and the version of the members there.
-    pub(super) pulled: Option<(Frontier, Summary, u64)>,
+    /// What its data came to when a session with it last came to its end.
+    pub(super) pulled: Option<(Frontier, Summary)>,
     /// No session with it is begun before this: the last one was refused, here or there.
     pub(super) rest_until_ms: u64,
+}
+
+/// Sessions with all members, to know that nothing more of some origins exists.
+#[derive(Debug)]
+pub(super) struct Sweep {
+    /// The version of the members at which they were missed.
+    version: u64,
+    gone: BTreeSet<NodeId>,
+    /// Sessions begun before this do not count.
+    since: Nonce,
+    swept: BTreeSet<NodeId>,
 }
 
 impl Peer {
@@ -170,7 +183,7 @@ impl Step<'_> {
         let peer = self.r.peers.entry(from).or_default();
         peer.holds(version, &report.frontier);
         // An unclean peer has something beyond its frontier; once is enough, until its data changes.
-        let pulled = peer.pulled.as_ref().is_some_and(|(f, s, _)| *f == report.frontier && *s == report.summary);
+        let pulled = peer.pulled.as_ref().is_some_and(|(f, s)| *f == report.frontier && *s == report.summary);
         let news = !mine.frontier.covers(&report.frontier) || !report.clean && !pulled;
         let clean = report.clean;
         peer.report = Some(report);
@@ -231,40 +244,48 @@ impl Step<'_> {
         }
     }
 
-    /// Rule 7: an origin that has left writes no more. When a session with every member, each at or past the version
-    /// without it, has come to its end, whatever of it still exists is here, and its entry rises to that.
+    /// Rule 7: an origin that has left writes no more. When a session with every member, each at the version without
+    /// it, was begun after it was missed and has come to its end, whatever of it still exists is here, and its entry
+    /// rises to that.
+    ///
+    /// At that very version: an origin that nobody here has heard of may as well be one that is about to join, whose
+    /// records come from a member that is a version ahead.
     pub(super) fn adopt_departed(&mut self) -> Result<(), StoreError> {
-        let version = self.r.synced.members.version;
-        let frontier = self.r.synced.frontier.clone();
         let mut at = (NodeId(0), Hlc::ZERO);
-        let mut gone = Vec::new();
-        while let Some((origin, _, _)) = next_beyond(self.cx.view, self.r.id(), &frontier, at)? {
+        let mut gone = BTreeSet::new();
+        while let Some((origin, _, _)) = next_beyond(self.cx.view, self.r.id(), &self.r.synced.frontier, at)? {
             if !self.r.synced.members.hears(origin) {
-                gone.push(origin);
+                gone.insert(origin);
             }
             let Some(next) = origin.0.checked_add(1) else { break };
             at = (NodeId(next), Hlc::ZERO);
         }
-        self.r.departed.retain(|origin, _| gone.contains(origin));
-        let Some(oldest) = gone.iter().map(|origin| *self.r.departed.entry(*origin).or_insert(version)).max() else {
+        let version = self.r.synced.members.version;
+        if gone.is_empty() || self.r.meta.members.version != version {
+            self.r.sweep = None;
             return Ok(());
-        };
-        let others = self.others();
-        let lacking: Vec<_> = others.into_iter().filter(|node| !self.r.swept(*node, oldest)).collect();
-        if lacking.is_empty() && self.r.meta.members == self.r.synced.members {
-            for origin in gone {
-                let last = serve::last_of(self.cx.view, self.r.id(), origin)?;
-                self.r.meta.frontier.raise(origin, last);
-            }
         }
-        self.r.wanted.extend(lacking);
+        if self.r.sweep.as_ref().is_none_or(|s| s.version != version || !s.gone.is_superset(&gone)) {
+            self.r.sweep = Some(Sweep { version, gone, since: self.r.fresh(), swept: BTreeSet::new() });
+        }
+        let others = self.others();
+        let Some(sweep) = &self.r.sweep else { return Ok(()) };
+        let lacking: Vec<_> = others.into_iter().filter(|node| !sweep.swept.contains(node)).collect();
+        if !lacking.is_empty() {
+            self.r.wanted.extend(lacking);
+            return Ok(());
+        }
+        for origin in self.r.sweep.take().into_iter().flat_map(|sweep| sweep.gone) {
+            let last = serve::last_of(self.cx.view, self.r.id(), origin)?;
+            self.r.meta.frontier.raise(origin, last);
+        }
         Ok(())
     }
-}
 
-impl super::Replica {
-    /// Whether a session with `node` has come to its end with it at or past `version`.
-    fn swept(&self, node: NodeId, version: u64) -> bool {
-        self.peers.get(&node).and_then(|peer| peer.pulled.as_ref()).is_some_and(|(_, _, at)| *at >= version)
+    /// A session has come to its end.
+    pub(super) fn swept(&mut self, from: NodeId, version: u64, nonce: Nonce) {
+        if let Some(sweep) = self.r.sweep.as_mut().filter(|s| s.version == version && s.since < nonce) {
+            sweep.swept.insert(from);
+        }
     }
 }

@@ -128,7 +128,8 @@ impl Step<'_> {
         }
         self.r.pull = None;
         self.r.counters.sessions += 1;
-        self.r.peers.entry(from).or_default().pulled = Some((chunk.frontier, summary, version));
+        self.r.peers.entry(from).or_default().pulled = Some((chunk.frontier, summary));
+        self.swept(from, version, nonce);
         self.replay_early()
     }
 
