@@ -30,9 +30,17 @@ pub async fn settled(client: &Client, namespace: &str, members: usize) -> Result
         if replicas.len() == members && settles(replicas.values()) {
             return Ok(replicas);
         }
-        ensure!(Instant::now() < deadline, "the members of {namespace} do not agree: {replicas:#?}");
+        if Instant::now() >= deadline {
+            let told: Vec<_> = replicas.iter().map(|(node, replica)| tell(*node, replica)).collect();
+            bail!("the members of {namespace} do not agree: {}", told.join("; "));
+        }
         sleep(Duration::from_millis(20)).await;
     }
+}
+
+fn tell(node: u32, replica: &NamespaceStatus) -> String {
+    let NamespaceStatus { keys, tombstones, digest, eventual, .. } = replica;
+    format!("node {node} has {keys} keys, {tombstones} tombstones, digest {digest}, {eventual:?}")
 }
 
 fn settles<'a>(replicas: impl Iterator<Item = &'a NamespaceStatus>) -> bool {
