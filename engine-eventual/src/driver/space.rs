@@ -269,6 +269,8 @@ impl Running {
         let forgotten = self.replica.counters().forgotten;
         let pace = if self.is_open() || forgotten != self.forgotten {
             lent.config.tick
+        } else if self.replica.is_apart_within_reach() {
+            Duration::from_millis(lent.config.replica.apart_report_ms)
         } else if self.replica.is_apart() {
             Duration::from_millis(lent.config.replica.idle_report_ms)
         } else {

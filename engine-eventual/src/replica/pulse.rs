@@ -26,13 +26,23 @@ impl Replica {
     /// Whether some member is not known to claim exactly what this one does, or tombstones wait to be forgotten.
     #[must_use]
     pub fn is_apart(&self) -> bool {
-        let same = |node| {
-            self.peers.get(&node).and_then(|peer| peer.report.as_ref()).is_some_and(|report| {
-                (&report.frontier, report.summary.digest) == (&self.synced.frontier, self.synced.digest)
-            })
-        };
-        let me = self.config.node;
-        self.synced.tombstones > 0 || self.synced.members.everyone().any(|node| node != me && !same(node))
+        self.synced.tombstones > 0 || self.synced.members.everyone().any(|node| !self.is_with(node))
+    }
+
+    /// Whether that is so of a member that seems to be there: a word to it may change it.
+    #[must_use]
+    pub fn is_apart_within_reach(&self) -> bool {
+        let mut there = self.synced.members.everyone().filter(|node| !self.silent.contains(node));
+        there.any(|node| !self.is_with(node))
+    }
+
+    /// Whether a member is known to claim exactly what this one does.
+    fn is_with(&self, node: NodeId) -> bool {
+        let report = self.peers.get(&node).and_then(|peer| peer.report.as_ref());
+        let same = report.is_some_and(|report| {
+            (&report.frontier, report.summary.digest) == (&self.synced.frontier, self.synced.digest)
+        });
+        same || node == self.config.node
     }
 
     /// Whether it holds nothing beyond its frontier. `view` shows what is durable.

@@ -157,6 +157,24 @@ async fn reads_see_only_what_is_synced() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_write_whose_time_is_over_is_not_begun() {
+    let mut cluster = Cluster::start(&[], |_| {});
+    cluster.latency = Duration::from_millis(800);
+    cluster.boot(1, MemoryStore::new(), 1);
+    cluster.found(1, &[1], 1).await;
+    let handle = cluster.handle(1);
+    let call = Call { op: put_op("k", "v"), token: None };
+    let first = tokio::spawn(async move { handle.call(NS, E1, call, in_seconds(5)).await });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let (call, soon) = (Call { op: put_op("late", "v"), token: None }, Instant::now() + Duration::from_millis(200));
+    let late = cluster.handle(1).call(NS, E1, call, soon).await;
+    assert!(matches!(late, Err(Error::OutcomeUnknown { .. })) && Instant::now() == soon, "{late:?}");
+    first.await.unwrap().unwrap();
+    cluster.put(1, "after", "v").await.unwrap();
+    assert_eq!(cluster.get(1, "late").await.unwrap(), None);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_only_a_strong_namespace_can_do_is_refused() {
     let cluster = three(1).await;
     let op = Op::CompareAndSet { expect: Expect::Absent, mutation: Mutation::put("k", "v") };
@@ -258,6 +276,7 @@ async fn a_damaged_record_is_found_by_its_reader_and_replaced() {
     }
     cluster.settle(&[1, 2, 3]).await;
     for (key, scrub) in [("k3", false), ("k4", true)] {
+        let before = cluster.status(2).await.eventual.unwrap().healed;
         assert!(cluster.nodes[&2].store.damage(Family::Data, &layout::data_key(NS, key.as_bytes())));
         if scrub {
             cluster.handle(2).scrub(ID).await.unwrap();
@@ -268,9 +287,10 @@ async fn a_damaged_record_is_found_by_its_reader_and_replaced() {
         let mut healed = false;
         for _ in 0..300 {
             tokio::time::sleep(Duration::from_millis(10)).await;
-            healed |= cluster.get(2, key).await == Ok(Some("v".into()));
+            healed |= cluster.status(2).await.eventual.unwrap().healed > before;
         }
         assert!(healed);
+        assert_eq!(cluster.get(2, key).await.unwrap().unwrap(), "v");
     }
     let eventual = cluster.status(2).await.eventual.unwrap();
     assert_eq!((eventual.damaged, eventual.healed), (2, 2));
