@@ -141,16 +141,24 @@ fn create(
     Ok(plan.replace(Key::Next, Some(next), &after).replace(Key::Namespace(name.clone()), None, &record))
 }
 
-/// The nodes with the fewest replicas; of equals, those with the lowest ids. Nodes that never started are left out.
+/// The nodes with the fewest replicas; of equals, those with the lowest ids. Nodes that never started are left out, but
+/// founders that are still starting are waited for: a namespace must not have fewer replicas because it came early.
 fn place(view: &View, replicas: Option<u32>) -> Result<Vec<NodeId>, Error> {
     let started = |node: &NodeId| view.nodes.get(node).is_some_and(|entry| entry.record.boot > Boot(0));
     let mut nodes: Vec<_> =
         view.replicas().into_iter().filter(|(node, _)| view.is_active(*node) && started(node)).collect();
     nodes.sort_by_key(|(node, count)| (*count, *node));
-    let wanted = replicas.map_or(REPLICAS.min(nodes.len()), |n| n as usize);
+    let founders = view.namespace(&system_name()).map_or(&[][..], |entry| &entry.record.members);
+    let starting = founders.iter().filter(|node| !view.nodes.contains_key(node)).count();
+    let wanted = replicas.map_or(REPLICAS.min(nodes.len() + starting), |n| n as usize);
     check(Resource::Members, wanted, limits::MEMBERS)?;
     if wanted == 0 {
         return Err(invalid("a namespace of no replicas".into()));
+    }
+    if wanted > nodes.len() && wanted <= nodes.len() + starting {
+        let why =
+            format!("{wanted} replicas are to be placed; {starting} of the founding nodes have not started yet");
+        return Err(changing(&system_name(), &why));
     }
     if wanted > nodes.len() {
         return Err(invalid(format!("{wanted} replicas are asked for, but only {} nodes have started", nodes.len())));

@@ -226,7 +226,7 @@ impl Group {
         }
         self.see_quorum(cx.peers, cx.now);
         self.expire(cx);
-        self.reads.retry(cx.now.checked_sub(cx.config.tick * 4).unwrap_or(cx.now));
+        self.reads.retry_lost(cx.now, cx.config.tick * 4);
         if !self.is_leader() && self.leader().is_some() {
             // What was forwarded may be lost; what is in this replica's own log cannot be, without a change of term.
             self.writes.lost(cx.now.checked_sub(Duration::from_secs(1)));
@@ -315,7 +315,7 @@ impl Group {
             self.active = cx.now;
             if now.1 != 0 {
                 self.writes.lost(None);
-                self.reads.retry(cx.now);
+                self.reads.retry_begun_by(cx.now);
             }
         }
     }

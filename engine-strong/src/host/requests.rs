@@ -1,12 +1,10 @@
 //! Requests that wait: writes for their entry to be applied, reads for a quorum to confirm what is committed.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
-use duet_proto::{Answer, Error};
+use duet_proto::{Answer, Error, Op};
 use raft::eraftpb::Entry;
 use tokio::{sync::oneshot, time::Instant};
-
-use duet_proto::Op;
 
 pub(crate) type Reply = oneshot::Sender<Result<Answer, Error>>;
 
@@ -166,11 +164,15 @@ pub(crate) struct Reads {
     rounds: BTreeMap<u64, Round>,
     /// Confirmed: they wait until this index is applied.
     confirmed: BTreeMap<u64, Vec<Read>>,
+    /// Rounds that were given up lately, less those that were answered.
+    losses: u32,
 }
 
 impl Reads {
     /// Rounds that may be under way at once.
     const ROUNDS: usize = 8;
+    /// Losses that are counted.
+    const LOSSES: u32 = 5;
 
     pub(crate) fn push(&mut self, read: Read) {
         self.waiting.push(read);
@@ -199,12 +201,23 @@ impl Reads {
     /// A round was answered; so were, in effect, those before it, but they get an answer of their own.
     pub(crate) fn confirm(&mut self, number: u64, index: u64) {
         if let Some(round) = self.rounds.remove(&number) {
+            self.losses = self.losses.saturating_sub(1);
             self.confirmed.entry(index).or_default().extend(round.reads);
         }
     }
 
+    /// Rounds without an answer after `patience` are given up; their reads wait for another one. Each loss doubles the
+    /// patience, and each answer halves it again, so that reads get through a network that is slower than it.
+    pub(crate) fn retry_lost(&mut self, now: Instant, patience: Duration) {
+        let Some(before) = now.checked_sub(patience * (1 << self.losses)) else { return };
+        if self.rounds.values().any(|round| round.begun <= before) {
+            self.losses = (self.losses + 1).min(Self::LOSSES);
+            self.retry_begun_by(before);
+        }
+    }
+
     /// Rounds that began by `before` are given up; their reads wait for another one.
-    pub(crate) fn retry(&mut self, before: Instant) {
+    pub(crate) fn retry_begun_by(&mut self, before: Instant) {
         let lost: Vec<u64> = self.rounds.iter().filter(|(_, r)| r.begun <= before).map(|(n, _)| *n).collect();
         for number in lost {
             if let Some(round) = self.rounds.remove(&number) {
@@ -231,5 +244,36 @@ impl Reads {
         self.rounds.retain(|_, round| !round.reads.is_empty());
         self.confirmed.retain(|_, reads| !reads.is_empty());
         taken
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An answer takes three times as long as a round is waited for at first.
+    #[test]
+    fn a_read_gets_through_a_slow_network() {
+        let (patience, latency) = (Duration::from_millis(200), Duration::from_millis(600));
+        let (mut reads, mut now, mut number) = (Reads::default(), Instant::now(), 0);
+        for turn in 0..3 {
+            let (reply, _) = oneshot::channel();
+            let deadline = now + latency * 10;
+            reads.push(Read { op: Op::Get { key: "k".into() }, arrived: now, deadline, reply });
+            let mut under_way = Vec::new();
+            while reads.ready(u64::MAX - 1).is_empty() {
+                assert!(now < deadline, "turn {turn} never ends");
+                if reads.wants_round() {
+                    number += 1;
+                    reads.begin(number, now);
+                    under_way.push((number, now + latency));
+                }
+                now += Duration::from_millis(50);
+                for (number, _) in under_way.extract_if(.., |(_, due)| *due <= now) {
+                    reads.confirm(number, 1);
+                }
+                reads.retry_lost(now, patience);
+            }
+        }
     }
 }

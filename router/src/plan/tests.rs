@@ -298,6 +298,19 @@ fn refusals_name_what_is_wrong() {
 }
 
 #[test]
+fn a_namespace_that_comes_early_waits_for_the_founders() {
+    let mut store = Store::default();
+    (1..=2).for_each(|node| store.register(node, 1));
+    let refused = |store: &Store, replicas| plan(&store.view(), &create_on("a", replicas, &[])).unwrap_err().code();
+    assert_eq!((refused(&store, None), refused(&store, Some(3))), ("changing", "changing"));
+    assert_eq!(refused(&store, Some(4)), "invalid_request");
+    store.clone().admin(&create_on("two", Some(2), &[])).unwrap();
+    store.register(3, 1);
+    store.admin(&create_on("a", None, &[])).unwrap();
+    assert_eq!(store.record("a").members, nodes(&[1, 2, 3]));
+}
+
+#[test]
 fn the_limits_hold() {
     let mut store = Store::founded();
     for n in store.view().active().count()..limits::NODES {
