@@ -1,4 +1,4 @@
-//! An eventual namespace on three real `duetd` processes: writes on every side, kills, pauses, isolation.
+//! An eventual namespace on three real `duetd` processes: writes on every side, kills, pauses, isolation, garbage.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -16,7 +16,8 @@ use std::{
 use bytes::Bytes;
 use common::{Daemon, Direct, PATIENCE, Site};
 use duet_client::{Client, NewNamespace};
-use duet_proto::Error;
+use duet_proto::{Error, NodeId};
+use duet_transport::{Config, Endpoint, Identity, Lane, Limits, Udp};
 use tokio::task::JoinHandle;
 
 fn runtime() -> tokio::runtime::Runtime {
@@ -170,6 +171,7 @@ fn every_member_takes_writes_through_kills_and_pauses_and_all_converge() {
     }
     // Nodes 1 and 2 have written since their start; every write became known to be everywhere.
     daemons[&1].wait_metric("duet_eventual_convergence_seconds_count{namespace=\"carts\"}", |count| count > 250.0);
+    daemons[&1].wait_metric("duet_gossip_peer_alive{peer=\"2\"}", |alive| alive == 1.0);
 }
 
 #[test]
@@ -214,4 +216,67 @@ fn a_node_that_starts_alone_takes_eventual_writes_and_refuses_strong_ones() {
     for (node, daemon) in daemons {
         assert_eq!(daemon.stop(), Some(0), "node {node}");
     }
+}
+
+/// Bytes that look random, the same each time.
+fn noise(seed: u64, length: usize) -> Bytes {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state as u8
+    };
+    std::iter::repeat_with(next).take(length).collect()
+}
+
+#[test]
+fn garbage_from_a_peer_harms_nobody() {
+    let site = Site::new("garbage", 3);
+    let mut daemons = start(&site, &[1, 2]);
+    runtime().block_on(async {
+        create(&site, "carts", NewNamespace::eventual()).await;
+        // A third node with a good certificate and nothing good to say.
+        let mut config = Config {
+            me: Identity::node(site.cluster.clone(), NodeId(3)),
+            listen: site.address(3),
+            tls: site.tls("node3"),
+            limits: Limits::default(),
+            rng_seed: None,
+            network: Arc::new(Udp),
+        };
+        config.limits.client_connections = 1;
+        let bad = Endpoint::start(config).unwrap();
+        bad.peers().set(NodeId(1), site.address(1).to_string());
+        let until = Instant::now() + PATIENCE;
+        while !bad.peers().connected().contains(&NodeId(1)) {
+            assert!(Instant::now() < until, "no connection");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        for lane in Lane::ALL {
+            for i in 0..200 {
+                let mut frame = noise(i, (i * i) as usize % 3000).to_vec();
+                if let Some(first) = frame.first_mut().filter(|_| i % 2 == 0) {
+                    // The version, so that what follows is looked at.
+                    *first = 1;
+                }
+                bad.peers().send(NodeId(1), lane, frame.into()).await.unwrap();
+            }
+            bad.peers().send(NodeId(1), lane, noise(7, 1 << 20)).await.unwrap();
+        }
+    });
+    for event in ["frames_malformed", "gossip_malformed"] {
+        let line = format!("duet_eventual_events_total{{event=\"{event}\"}}");
+        daemons[&1].wait_metric(&line, |count| count >= 100.0);
+    }
+    runtime().block_on(async {
+        Direct::to(&site, 1).await.put_soon("carts", "k", "v").await;
+        let expected = BTreeMap::from([("k".to_owned(), "v".to_owned())]);
+        holds(&site, 2, &expected).await;
+    });
+    daemons.get_mut(&1).unwrap().wait_ready();
+    let daemon = daemons.remove(&1).unwrap();
+    assert_eq!(daemon.get("/healthz").0, "200");
+    assert!(!daemon.log().contains("panicked"), "{}", daemon.log());
+    assert_eq!(daemon.stop(), Some(0));
 }
