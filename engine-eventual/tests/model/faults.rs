@@ -52,7 +52,6 @@ impl Plan {
     }
 
     /// Members that come and go while links are cut, and nodes that hear of it late.
-    #[cfg(feature = "planted")]
     pub(crate) fn restless(rng: &mut ChaCha8Rng) -> Plan {
         let (loss, duplicates, long_delays, crashes) = (0.0, 0.0, 0.0, 0.0);
         let (partitions, changes, adopts) = (0.06, 0.1, 0.012);
@@ -74,7 +73,6 @@ impl Plan {
     }
 
     /// The same, and disks are lost as soon as that may be.
-    #[cfg(feature = "planted")]
     pub(crate) fn fleeting(rng: &mut ChaCha8Rng) -> Plan {
         let copies = rng.random_range(2..=3);
         Plan { copies, nodes: 4, partitions: 0.1, adopts: 0.03, wipes: 0.03, ..Plan::restless(rng) }

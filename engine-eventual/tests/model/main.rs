@@ -21,15 +21,30 @@ fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
 
-#[test]
-fn whatever_happens_all_come_to_hold_the_same() {
-    let from = number("DUET_EVENTUAL_FROM", 0);
-    for seed in from..from + number("DUET_EVENTUAL_SEEDS", 200) {
-        let mut world = World::new(seed, Plan::draw, plain);
+fn run(draw: fn(&mut rand_chacha::ChaCha8Rng) -> Plan, seeds: impl IntoIterator<Item = u64>) {
+    for seed in seeds {
+        let mut world = World::new(seed, draw, plain);
         if let Err(violation) = world.run() {
             panic!("seed {seed}, {:?}: {violation}", world.plan);
         }
     }
+}
+
+fn seeds() -> std::ops::Range<u64> {
+    let from = number("DUET_EVENTUAL_FROM", 0);
+    from..from + number("DUET_EVENTUAL_SEEDS", 200)
+}
+
+#[test]
+fn whatever_happens_all_come_to_hold_the_same() {
+    run(Plan::draw, seeds());
+}
+
+#[test]
+fn members_that_come_and_go_come_to_hold_the_same() {
+    // In 955 a member once took one that was about to join for one that had left.
+    run(Plan::restless, seeds().chain([955]));
+    run(Plan::fleeting, seeds());
 }
 
 /// Seeds after which a planted bug counts as not found.
@@ -58,6 +73,7 @@ macro_rules! planted {
     )*};
 }
 
+// Tombstones forgotten on a stale view take more seeds than there is time for: a scenario finds them.
 #[cfg(feature = "planted")]
 planted! {
     finds_a_frontier_raised_per_chunk: FrontierPerChunk, draw, "claims";
@@ -65,7 +81,6 @@ planted! {
     finds_covered_records_merged_again: CoveredMergedAgain, draw, "came back";
     finds_a_floor_that_is_ignored: FloorIgnored, draw, "came back";
     finds_tombstones_forgotten_by_age: ForgetByAge, draw, "";
-    finds_tombstones_forgotten_on_a_stale_view: ForgetOnStaleView, restless, "";
     finds_a_marker_used_twice: MarkerTwice, draw, "given to two writes";
     finds_an_acknowledgement_before_the_sync: AcknowledgeBeforeSync, draw, "";
     finds_a_push_before_the_sync: PushBeforeSync, draw, "";
