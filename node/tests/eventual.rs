@@ -233,10 +233,11 @@ fn noise(seed: u64, length: usize) -> Bytes {
 #[test]
 fn garbage_from_a_peer_harms_nobody() {
     let site = Site::new("garbage", 3);
-    let mut daemons = start(&site, &[1, 2]);
+    let mut daemons = start(&site, &[1, 2, 3]);
     runtime().block_on(async {
         create(&site, "carts", NewNamespace::eventual()).await;
-        // A third node with a good certificate and nothing good to say.
+        // In the third one's place, with its certificate: one with nothing good to say.
+        daemons.remove(&3).unwrap().kill();
         let mut config = Config {
             me: Identity::node(site.cluster.clone(), NodeId(3)),
             listen: site.address(3),
