@@ -26,6 +26,8 @@ use crate::{
 
 /// The version, as `--version` prints it.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// Longest wait for the others that hold the store, when everything has ended.
+const CLOSE: Duration = Duration::from_secs(2);
 
 /// Why the daemon ended otherwise than cleanly.
 #[derive(Debug, thiserror::Error)]
@@ -133,13 +135,30 @@ pub struct Reload {
 /// Why it did not start, or why it ended.
 pub fn run(config: Resolved, reload: &Reload) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("duetd").build()?;
-    let result = runtime.block_on(serve(config, reload));
+    let mut opened = None;
+    let result = runtime.block_on(serve(config, reload, &mut opened));
     // Whatever still runs (a stuck name lookup, say) does not hold up the exit.
     runtime.shutdown_timeout(Duration::from_millis(200));
+    if let Some(store) = opened {
+        close(store);
+    }
     result
 }
 
-async fn serve(config: Resolved, again: &Reload) -> Result<(), Failure> {
+/// Closes the store here and now: RocksDB must not be closing on another thread while the process exits, which ends
+/// in an abort instead of the exit code.
+fn close(store: Arc<dyn Store>) {
+    let until = std::time::Instant::now() + CLOSE;
+    while Arc::strong_count(&store) > 1 && std::time::Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let holders = Arc::strong_count(&store) - 1;
+    if holders > 0 {
+        tracing::warn!(holders, "the store is still in use at the end");
+    }
+}
+
+async fn serve(config: Resolved, again: &Reload, opened: &mut Option<Arc<dyn Store>>) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
     let tls = certificates(&config)?;
     let http = match config.http {
@@ -150,6 +169,7 @@ async fn serve(config: Resolved, again: &Reload) -> Result<(), Failure> {
         None => None,
     };
     let store = open_store(&config)?;
+    *opened = Some(store.clone());
     let committer = Committer::start_thread(store.clone())?;
     let parts = Parts {
         store,
