@@ -24,6 +24,7 @@ mod http;
 pub mod log;
 mod metrics;
 mod node;
+mod scrub;
 mod serve;
 mod settings;
 pub mod systemd;

@@ -29,7 +29,7 @@ use crate::{
     config::Resolved,
     daemon::VERSION,
     metrics::{Durable, Metrics, Seen},
-    serve,
+    scrub, serve,
     settings::{self, Settings},
     wiring,
 };
@@ -166,6 +166,7 @@ impl Node {
             let committer = node.inner.committer.clone();
             async move { committer.failed().await.to_string() }
         });
+        node.run("the scrubber", scrub::run(node.inner.eventual.clone(), node.inner.config.timing.scrub));
         node.run("the client service", serve::accept(node.clone()).map(|()| "it ended".into()));
         let address = node.inner.config.advertise.as_str();
         tracing::info!(node = node.inner.config.node.0, boot = boot.0, listen = %node.listen(), address, "serving");

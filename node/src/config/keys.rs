@@ -168,5 +168,11 @@ pub(super) const KEYS: &[Key] = &[
         Some("86400"),
         "Age at which connections are renewed, so that new certificates take effect",
     ),
+    key(
+        "timing.scrub_s",
+        number("s", 0, 31_536_000),
+        Some("86400"),
+        "How often every record of an eventual namespace is read, to find damage that nobody asks for; 0: never",
+    ),
     key("timing.stop_ms", number("ms", 100, 600_000), Some("10000"), "Longest time of a clean stop"),
 ];

@@ -163,6 +163,8 @@ pub struct Timing {
     pub request: Duration,
     /// Age at which connections are renewed.
     pub connection_age: Duration,
+    /// How often every record of an eventual namespace is read; `None`: never.
+    pub scrub: Option<Duration>,
     /// Longest time of a clean stop.
     pub stop: Duration,
 }
@@ -382,6 +384,7 @@ impl Reader<'_> {
             token_wait: ms("timing.token_wait_ms"),
             request: ms("timing.request_ms"),
             connection_age: Duration::from_secs(self.number("timing.connection_age_s")),
+            scrub: Some(self.number("timing.scrub_s")).filter(|s| *s > 0).map(Duration::from_secs),
             stop: ms("timing.stop_ms"),
         };
         if timing.election_ticks < 4 * timing.heartbeat_ticks {
