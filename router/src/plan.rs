@@ -156,8 +156,10 @@ fn place(view: &View, replicas: Option<u32>) -> Result<Vec<NodeId>, Error> {
         return Err(invalid("a namespace of no replicas".into()));
     }
     if wanted > nodes.len() && wanted <= nodes.len() + starting {
-        let why =
-            format!("{wanted} replicas are to be placed; {starting} of the founding nodes have not started yet");
+        let why = format!(
+            "{wanted} replicas are to be placed, and {starting} of the founding nodes have not started yet; ask for \
+             fewer replicas to go on without them"
+        );
         return Err(changing(&system_name(), &why));
     }
     if wanted > nodes.len() {
