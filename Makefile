@@ -62,6 +62,10 @@ sim: deps ## the simulation over any number of seeds: SEEDS=1000 FROM=0
 model: ## explores the models of the mode switch exhaustively (several minutes)
 	cargo run -p duet-model
 
+soak: deps ## long forms of what CI runs briefly: both simulations, the model of anti-entropy, its cost among a million records
+	$(MAKE) sim SEEDS=2000
+	DUET_EVENTUAL_SEEDS=5000 cargo test -p duet-engine-eventual --all-features --test model -- --include-ignored
+
 figures: build ## measures what the README claims (several minutes)
 	DUET_BIN_DIR=$(BIN) cargo run -p duet-tests --all-features --bin figures
 

@@ -14,7 +14,6 @@ use serde::{Deserialize, Serialize};
 use crate::{Frontier, Members, message::Summary};
 
 const META: u8 = 0x20;
-const TOMBSTONE: u8 = 0x21;
 
 /// The state of a replica, in one row that is written in the same batch as the records it speaks of.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,16 +85,12 @@ pub(crate) fn meta_key(namespace: NamespaceId, epoch: Epoch) -> Bytes {
     layout::namespace_key(namespace, META, &epoch.0.to_be_bytes())
 }
 
-pub(crate) fn tombstone_key(namespace: NamespaceId, stamp: Stamp) -> Bytes {
-    layout::namespace_key(namespace, TOMBSTONE, &stamp.to_bytes())
-}
-
 /// The tombstones of a namespace, in order of stamp, as a range.
 pub(crate) fn tombstones(namespace: NamespaceId) -> (Bytes, Bytes) {
-    layout::prefix_range(layout::namespace_key(namespace, TOMBSTONE, &[]))
+    layout::prefix_range(layout::tombstone_prefix(namespace))
 }
 
-/// The stamp in a key made by [`tombstone_key`].
+/// The stamp in a key made by [`layout::tombstone_key`].
 pub(crate) fn tombstone_stamp(key: &[u8]) -> Result<Stamp, StoreError> {
     let bytes = key.get(9..).and_then(|stamp| stamp.try_into().ok());
     let malformed = || StoreError::corrupt(format!("a tombstone's row under {}", key.escape_ascii()));

@@ -10,7 +10,7 @@ use crdts::{CvRDT, LWWReg};
 use duet_proto::{Body, NamespaceId, Record, RecordError, Stamp};
 use duet_store::{Batch, Family, StoreError, View, layout};
 
-use crate::rows::{Meta, tombstone_key};
+use crate::rows::Meta;
 
 /// The records of a namespace within a step.
 pub(crate) struct Table<'a> {
@@ -108,7 +108,11 @@ impl<'a> Table<'a> {
                 self.batch.put(Family::Data, place, record.encode(key));
                 self.batch.put(Family::Origin, self.index_key(record.stamp), key.clone());
                 if record.body == Body::Tombstone {
-                    self.batch.put(Family::Namespace, tombstone_key(self.namespace, record.stamp), key.clone());
+                    self.batch.put(
+                        Family::Namespace,
+                        layout::tombstone_key(self.namespace, record.stamp),
+                        key.clone(),
+                    );
                 }
             }
             None => self.batch.delete(Family::Data, place),
@@ -127,7 +131,7 @@ impl<'a> Table<'a> {
     pub(crate) fn unlist(&mut self, old: &Record) {
         self.batch.delete(Family::Origin, self.index_key(old.stamp));
         if old.body == Body::Tombstone {
-            self.batch.delete(Family::Namespace, tombstone_key(self.namespace, old.stamp));
+            self.batch.delete(Family::Namespace, layout::tombstone_key(self.namespace, old.stamp));
         }
     }
 

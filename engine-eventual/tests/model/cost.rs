@@ -54,7 +54,7 @@ fn anti_entropy_costs_what_differs() {
 
 /// The figure itself. Half a minute, and 2 GB of memory.
 #[test]
-#[ignore = "a million records"]
+#[ignore = "a million records; `make soak` runs it"]
 fn a_million_records_of_which_a_thousand_differ_cost_less_than_a_mebibyte() {
     assert!(exchanged(1_000_000, 1000) < 1 << 20);
 }

@@ -10,13 +10,14 @@ use tokio::{sync::oneshot, time::Instant};
 use super::{
     Host, Slot, contain,
     group::{Cx, Fault, Group},
+    requests::Reply,
     step::Tell,
 };
 use crate::{
-    GroupError, GroupId, GroupSpec,
+    GroupError, GroupId, GroupSpec, Proposal,
     handle::Command,
     log::{FOUNDED, Log, Place, Row},
-    machine::{Machine, State, get, state_key},
+    machine::{Command as Entry, Machine, State, get, state_key},
 };
 
 impl Host {
@@ -123,6 +124,26 @@ impl Host {
             None
         };
         Group::new(&self.config, id, spec.name.clone(), log, machine, now)
+    }
+
+    /// What no client may write. It can be done twice without harm, so it is proposed until it is applied.
+    pub(crate) fn propose(&mut self, id: GroupId, proposal: Proposal, deadline: Instant, reply: Reply, now: Instant) {
+        if let Err(error) = self.admit(id, true) {
+            let _ = reply.send(Err(error));
+            return;
+        }
+        let request = self.request();
+        let entry = match proposal {
+            Proposal::Seal { next } => Entry::Seal { request, next },
+            Proposal::Late { records } => Entry::Late { request, records },
+            Proposal::Settle => Entry::Settle { request },
+        };
+        self.with(id, now, |group, cx| {
+            group.wake(cx, true);
+            group.write(request.counter, entry.encode(), true, deadline, reply, now);
+            Ok(())
+        });
+        self.dirty.insert(id);
     }
 
     fn remove(&mut self, id: GroupId, keep_data: bool, reply: oneshot::Sender<Result<(), GroupError>>) {

@@ -38,7 +38,7 @@ use self::{
     wire::{Bulk, Item, Outbox},
 };
 use crate::{
-    Call, Config, GroupId, GroupInfo, Metrics, Proposal,
+    Call, Config, GroupId, GroupInfo, Metrics,
     handle::Board,
     log::{Keep, Log, Place, Row},
     machine::{self, Command as Entry, Machine, RequestId},
@@ -445,28 +445,8 @@ impl Host {
         self.dirty.insert(id);
     }
 
-    /// What no client may write. It can be done twice without harm, so it is proposed until it is applied.
-    pub(crate) fn propose(&mut self, id: GroupId, proposal: Proposal, deadline: Instant, reply: Reply, now: Instant) {
-        if let Err(error) = self.admit(id, true) {
-            let _ = reply.send(Err(error));
-            return;
-        }
-        let request = self.request();
-        let entry = match proposal {
-            Proposal::Seal { next } => Entry::Seal { request, next },
-            Proposal::Late { records } => Entry::Late { request, records },
-            Proposal::Settle => Entry::Settle { request },
-        };
-        self.with(id, now, |group, cx| {
-            group.wake(cx, true);
-            group.write(request.counter, entry.encode(), true, deadline, reply, now);
-            Ok(())
-        });
-        self.dirty.insert(id);
-    }
-
     /// Whether a request for a group can be taken in.
-    fn admit(&self, id: GroupId, write: bool) -> Result<(), Error> {
+    pub(super) fn admit(&self, id: GroupId, write: bool) -> Result<(), Error> {
         let node = self.config.node;
         match self.groups.get(&id) {
             Some(Slot::Running(group)) if write && group.writes.bytes() > self.config.pending_bytes => {
@@ -481,7 +461,7 @@ impl Host {
         }
     }
 
-    fn request(&mut self) -> RequestId {
+    pub(super) fn request(&mut self) -> RequestId {
         self.requests += 1;
         RequestId { node: self.config.node, boot: self.config.boot, counter: self.requests }
     }
