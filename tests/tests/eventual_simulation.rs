@@ -3,20 +3,15 @@
 
 #![allow(clippy::print_stdout, reason = "a seed's outcome belongs to the output")]
 
-use duet_tests::sim::{EventualPlan, run_eventual};
+use duet_tests::sim::{EventualPlan, run_eventual, seeds};
 
 /// Seeds in continuous integration, over all tests of this file.
 const SEEDS: u64 = 100;
 
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok()?.parse().ok()
-}
-
 /// Runs the seeds of one part of several, so that parts run side by side.
 fn part(index: u64, parts: u64) {
-    let (from, seeds) = (number("DUET_SIM_FROM").unwrap_or(0), number("DUET_SIM_SEEDS").unwrap_or(SEEDS));
     let (mut acknowledged, mut unknown, mut refused, mut did) = (0, 0, 0, [0; 4]);
-    for seed in (from..from + seeds).filter(|seed| seed % parts == index) {
+    for seed in seeds(SEEDS).filter(|seed| seed % parts == index) {
         match run_eventual(&EventualPlan::draw(seed), None) {
             Ok(report) => {
                 println!("{report:?}");

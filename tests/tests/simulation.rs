@@ -2,20 +2,15 @@
 
 #![allow(clippy::print_stdout, reason = "a seed's outcome belongs to the output")]
 
-use duet_tests::sim::{Plan, run};
+use duet_tests::sim::{Plan, run, seeds};
 
 /// Seeds in continuous integration, over all tests of this file.
 const SEEDS: u64 = 200;
 
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok()?.parse().ok()
-}
-
 /// Runs the seeds of one part of several, so that parts run side by side.
 fn part(index: u64, parts: u64) {
-    let (from, seeds) = (number("DUET_SIM_FROM").unwrap_or(0), number("DUET_SIM_SEEDS").unwrap_or(SEEDS));
     let (mut acknowledged, mut unknown, mut refused) = (0, 0, 0);
-    for seed in (from..from + seeds).filter(|seed| seed % parts == index) {
+    for seed in seeds(SEEDS).filter(|seed| seed % parts == index) {
         match run(&Plan::draw(seed), None) {
             Ok(report) => {
                 println!("{report:?}");

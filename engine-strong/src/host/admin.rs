@@ -112,9 +112,11 @@ impl Host {
         Row::put(batch, id, &spec.name);
         let log = Log::create(self.store.clone(), id, self.keep(), base, conf, batch);
         let machine = if founder {
-            let before = get::<State>(&*self.store, &state_key(id.namespace))?;
             let mut state = match spec.base {
-                Some(base) => State::over(base, id.epoch, before.as_ref()),
+                Some(base) => {
+                    let before = get::<State>(&*self.store, &state_key(id.namespace))?;
+                    State::over(base, id.epoch, before.as_ref())
+                }
                 None => State::empty(id.epoch),
             };
             (state.applied.index, state.term) = (base.index, base.term);

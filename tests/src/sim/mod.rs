@@ -26,6 +26,13 @@ pub use world::{Bug, Planted, World};
 
 use crate::checker::{History, Verdict, linearizable, stamps_rise};
 
+/// The seeds to run: `DUET_SIM_SEEDS` of them (`usual` where that is not set), from `DUET_SIM_FROM` on.
+pub fn seeds(usual: u64) -> std::ops::Range<u64> {
+    let number = |name| std::env::var(name).ok()?.parse::<u64>().ok();
+    let from = number("DUET_SIM_FROM").unwrap_or(0);
+    from..from + number("DUET_SIM_SEEDS").unwrap_or(usual)
+}
+
 /// After everything has healed, the cluster must answer and agree within this time.
 const RECOVERY: Duration = Duration::from_secs(60);
 

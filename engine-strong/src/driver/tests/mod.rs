@@ -50,7 +50,7 @@ struct Cluster {
     sequence: u64,
 }
 
-/// Carries what one node sends, with a delay of a millisecond.
+/// Carries what one node sends, with a delay.
 async fn carry(from: u32, bulk: bool, mut out: mpsc::Receiver<(NodeId, Bytes)>, cuts: Cuts, inlets: Inlets) {
     while let Some((to, bytes)) = out.recv().await {
         tokio::time::sleep(Duration::from_micros(200)).await;
