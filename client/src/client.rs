@@ -337,6 +337,7 @@ impl Shared {
         };
         let mut request = DataRequest {
             namespace: space.name.clone(),
+            epoch: space.with(|known| known.epoch),
             op,
             attempt: ticket.as_ref().map(|ticket| ticket.1),
             token: if options.session { space.with(|known| known.seen.show()) } else { None },
@@ -380,6 +381,7 @@ impl Shared {
         };
         let probe = DataRequest {
             namespace: request.namespace.clone(),
+            epoch: request.epoch,
             op: Op::Get { key },
             attempt: None,
             token: None,

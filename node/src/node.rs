@@ -244,6 +244,7 @@ impl Node {
             disk_full: inner.disk.check().is_err(),
             connected: inner.endpoint.peers().connected(),
             namespaces: inner.router.status().await,
+            expected: Vec::new(),
         }
     }
 

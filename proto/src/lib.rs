@@ -18,6 +18,7 @@ mod request;
 mod response;
 mod stamp;
 mod status;
+mod switch;
 
 pub use digest::Digest;
 pub use error::{Class, Error, QuorumView, Resource};
@@ -31,6 +32,7 @@ pub use request::{
 pub use response::{Answer, Entry, Meta, NamespaceInfo, NodeInfo, Outcome, Phase, Response, Topology, TxnResult};
 pub use stamp::Stamp;
 pub use status::{EventualStatus, GroupRole, MemberProgress, NamespaceStatus, NodeStatus, QuorumHealth};
+pub use switch::{BaseInfo, LateState, LateWrite, SwitchInfo, SwitchPast, SwitchProgress, SwitchStep};
 
 /// How a namespace keeps its replicas in step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]

@@ -23,6 +23,10 @@ pub enum Request {
 pub struct DataRequest {
     /// Which namespace.
     pub namespace: NamespaceName,
+    /// The latest epoch of it that the client has seen; 0 if none. A node that knows of none so late catches up before
+    /// it answers, so that nobody goes back; a write of an earlier epoch is answered with `EpochChanged`, unless its
+    /// [`Try`] says what became of it.
+    pub epoch: Epoch,
     /// What to do.
     pub op: Op,
     /// For writes to a strong namespace: what makes a retry safe. Without it a write is tried once.
@@ -272,6 +276,40 @@ pub enum Admin {
         name: NamespaceName,
         /// How many: from 1 to the number of its members.
         copies: u32,
+    },
+    /// Switches a namespace to a mode, while it is in use. Asked again, it changes whom a switch under way goes on
+    /// without.
+    SwitchMode {
+        /// Its name.
+        name: NamespaceName,
+        /// The mode it is to have.
+        to: Mode,
+        /// Members that are not waited for. What an eventual namespace has on them alone comes in when they return.
+        without: Vec<NodeId>,
+    },
+    /// Ends a switch that is under way and can still be ended.
+    AbortSwitch {
+        /// Its name.
+        name: NamespaceName,
+    },
+    /// Ends the waiting for what a member that will not return may still hold of an earlier epoch.
+    Forget {
+        /// The namespace.
+        name: NamespaceName,
+        /// The member.
+        node: NodeId,
+    },
+    /// How far a switch is, who is owed late writes, and the switches before.
+    ShowSwitch {
+        /// The namespace.
+        name: NamespaceName,
+    },
+    /// The late writes of a namespace that the answering node holds or has brought.
+    ListLate {
+        /// The namespace.
+        name: NamespaceName,
+        /// At most so many.
+        limit: u32,
     },
 }
 

@@ -4,7 +4,8 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Boot, ClusterName, Cursor, Epoch, Error, Mode, NamespaceId, NamespaceName, NodeId, NodeStatus, Stamp, Token,
+    Boot, ClusterName, Cursor, Epoch, Error, LateWrite, Mode, NamespaceId, NamespaceName, NodeId, NodeStatus, Stamp,
+    SwitchInfo, Token,
 };
 
 /// The answer to a [`Request`](crate::Request).
@@ -18,7 +19,7 @@ pub enum Response {
     Status(Box<NodeStatus>),
     /// To `ListNamespaces`.
     Namespaces(Vec<NamespaceInfo>),
-    /// To `CreateNamespace`, `ShowNamespace`, `SetMembers`, `SetCopies`.
+    /// To `CreateNamespace`, `ShowNamespace`, `SetMembers`, `SetCopies`, `SwitchMode`, `AbortSwitch`, `Forget`.
     Namespace(NamespaceInfo),
     /// To `AddNode`.
     Node(NodeInfo),
@@ -26,6 +27,10 @@ pub enum Response {
     Done,
     /// To anything that did not.
     Error(Error),
+    /// To `ShowSwitch`.
+    Switch(Box<SwitchInfo>),
+    /// To `ListLate`.
+    Late(Vec<LateWrite>),
 }
 
 /// The answer to an operation on data, and what the client should know for its next one.

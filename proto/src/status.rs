@@ -25,6 +25,8 @@ pub struct NodeStatus {
     pub connected: Vec<NodeId>,
     /// Every replica that it holds.
     pub namespaces: Vec<NamespaceStatus>,
+    /// The modes that its configuration expects namespaces to have.
+    pub expected: Vec<(NamespaceName, Mode)>,
 }
 
 /// One replica of a namespace.
@@ -93,6 +95,8 @@ pub struct EventualStatus {
     pub converged_sum_ms: u64,
     /// Why it refuses writes, if its clock is out of line.
     pub clock: Option<ClockFault>,
+    /// The attempt at a switch for which it takes no writes.
+    pub fence: Option<u64>,
     /// Remote records that superseded what was held, or were new.
     pub conflicts_won: u64,
     /// Remote records that came after something later.

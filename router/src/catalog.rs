@@ -16,7 +16,7 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use duet_engine_eventual::{Frontier, Members};
-use duet_proto::{Boot, Epoch, Mode, NamespaceId, NamespaceName, NodeId};
+use duet_proto::{Boot, Digest, Epoch, Mode, NamespaceId, NamespaceName, NodeId, Stamp};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 const VERSION: u8 = 1;
@@ -76,9 +76,46 @@ pub struct NamespaceRecord {
     pub left: Vec<NodeId>,
     /// Where it stands.
     pub state: NamespaceState,
+    /// What the epoch began with; nothing in the first one.
+    pub base: Option<Base>,
+    /// Who may still bring writes of which eventual epoch, because that epoch ended without them. While there are any,
+    /// no tombstone is forgotten.
+    pub owed: Vec<(NodeId, Epoch)>,
+    /// The latest switches, the oldest first.
+    pub history: Vec<Past>,
 }
 
-/// Where a namespace stands. A change of mode will be another of these.
+/// The data that an epoch began with: what every member that took part in the switch held.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Base {
+    /// The highest stamp.
+    pub last: Stamp,
+    /// The digest of the live values.
+    pub digest: Digest,
+    /// Live keys.
+    pub keys: u64,
+    /// Of an eventual epoch: up to where it holds every write. What goes beyond it comes in late.
+    pub frontier: Frontier,
+}
+
+/// A switch that is over. Times are by the catalog's stamps, in milliseconds since 1970.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Past {
+    /// The epoch that it ended.
+    pub epoch: Epoch,
+    /// The mode that followed.
+    pub to: Mode,
+    /// When it was asked for.
+    pub asked_ms: u64,
+    /// When the old epoch stopped taking writes.
+    pub sealed_ms: u64,
+    /// When the last thing before the next epoch was said: just before that began.
+    pub ended_ms: u64,
+    /// Members that it went on without.
+    pub without: Vec<NodeId>,
+}
+
+/// Where a namespace stands.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum NamespaceState {
     /// Settled.
@@ -118,6 +155,53 @@ pub enum NamespaceState {
         /// Of the members: what each durably holds, at this version.
         held: Vec<(NodeId, Frontier)>,
     },
+    /// On its way to the other mode.
+    Switching(Switch),
+}
+
+/// A switch of modes under way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Switch {
+    /// How far it is.
+    pub step: Step,
+    /// Members that an operator has said not to wait for.
+    pub without: Vec<NodeId>,
+    /// When it was asked for, by the stamp of the entry before it.
+    pub asked_ms: u64,
+    /// When the step that stops writes began, by the stamp of the entry.
+    pub sealed_ms: u64,
+}
+
+/// How far a switch is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Step {
+    /// Eventual to strong: writes go on; members that lack nothing they know of say so.
+    Gathering {
+        /// Those that have.
+        near: Vec<NodeId>,
+    },
+    /// Each member stops taking writes, durably, and says what it held then.
+    Sealing {
+        /// What the fences of this attempt bear: the version of the entry when it began.
+        attempt: u64,
+        /// Those that were near.
+        expected: Vec<NodeId>,
+        /// Those that have sealed, each with its frontier.
+        sealed: Vec<(NodeId, Frontier)>,
+    },
+    /// The members of the base are fixed, and get from each other, and nobody else, what any of them holds.
+    Converging {
+        /// What their fences bear.
+        attempt: u64,
+        /// Who makes up the base.
+        base: Vec<NodeId>,
+        /// What all of it must hold: what any of them held when it sealed.
+        target: Frontier,
+        /// Those that hold it, each with what its data comes to.
+        held: Vec<(NodeId, Base)>,
+    },
+    /// Strong to eventual: the seal goes through the group's log. It cannot be taken back.
+    Ending,
 }
 
 /// Members and how many of them acknowledge a write.
@@ -142,7 +226,10 @@ impl NamespaceRecord {
         let (to, also): (&[_], &[_]) = match &self.state {
             NamespaceState::Moving { to, also } => (to, also),
             NamespaceState::Filling { to, .. } => (to, &[]),
-            NamespaceState::Stable | NamespaceState::Deleting { .. } | NamespaceState::Settling { .. } => (&[], &[]),
+            NamespaceState::Stable
+            | NamespaceState::Deleting { .. }
+            | NamespaceState::Settling { .. }
+            | NamespaceState::Switching(_) => (&[], &[]),
         };
         let before = self.before().iter().flat_map(|electorate| &electorate.nodes);
         self.members.iter().chain(to).chain(also).chain(before).copied().collect()
@@ -153,7 +240,20 @@ impl NamespaceRecord {
     pub fn before(&self) -> &[Electorate] {
         match &self.state {
             NamespaceState::Filling { before, .. } | NamespaceState::Settling { before, .. } => before,
-            NamespaceState::Stable | NamespaceState::Moving { .. } | NamespaceState::Deleting { .. } => &[],
+            NamespaceState::Stable
+            | NamespaceState::Moving { .. }
+            | NamespaceState::Deleting { .. }
+            | NamespaceState::Switching(_) => &[],
+        }
+    }
+
+    /// The fence that a member of an eventual namespace is to have now.
+    #[must_use]
+    pub fn fence(&self) -> Option<u64> {
+        match &self.state {
+            NamespaceState::Switching(Switch { step: Step::Sealing { attempt, .. }, .. })
+            | NamespaceState::Switching(Switch { step: Step::Converging { attempt, .. }, .. }) => Some(*attempt),
+            _ => None,
         }
     }
 
@@ -169,7 +269,7 @@ impl NamespaceRecord {
     pub fn engine_members(&self) -> Members {
         let nodes: BTreeSet<_> = self.members.iter().copied().collect();
         let leaving = self.involved().difference(&nodes).copied().collect();
-        Members { version: self.version, nodes, copies: self.copies, leaving, keep_tombstones: false }
+        Members { version: self.version, nodes, copies: self.copies, leaving, keep_tombstones: !self.owed.is_empty() }
     }
 
     /// Whether `node` starts its replica from the epoch's beginning, rather than blank.
@@ -285,6 +385,10 @@ mod tests {
                     .prop_map(|(to, copies, before, filled)| NamespaceState::Filling { to, copies, before, filled }),
                 (electorates(), frontiers(), frontiers())
                     .prop_map(|(before, moved, held)| NamespaceState::Settling { before, moved, held }),
+                (ids(), any::<u64>(), frontiers()).prop_map(|(without, attempt, sealed)| {
+                    let step = Step::Sealing { attempt, expected: without.clone(), sealed };
+                    NamespaceState::Switching(Switch { step, without, asked_ms: attempt, sealed_ms: attempt })
+                }),
             ];
         (any::<u64>(), any::<bool>(), any::<u32>(), ids(), ids(), ids(), state).prop_map(
             |(id, strong, n, members, initial, left, state)| NamespaceRecord {
@@ -297,6 +401,9 @@ mod tests {
                 initial,
                 left,
                 state,
+                base: None,
+                owed: vec![(NodeId(n), Epoch(n))],
+                history: Vec::new(),
             },
         )
     }

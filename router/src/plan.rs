@@ -5,6 +5,7 @@
 //! each other: otherwise a node could leave while a namespace is being placed on it.
 
 mod reform;
+mod switch;
 
 use std::collections::BTreeSet;
 
@@ -20,6 +21,7 @@ use crate::{
 };
 
 pub(crate) use reform::{Stand, report};
+pub(crate) use switch::{Came, advance, brought};
 
 /// Replicas of a namespace where nobody says otherwise and there are nodes enough.
 const REPLICAS: usize = 3;
@@ -87,10 +89,13 @@ pub(crate) fn plan(view: &View, admin: &Admin) -> Result<Plan, Error> {
         Admin::DeleteNamespace { name } => delete(view, name),
         Admin::SetMembers { name, members } => set_members(view, name, members),
         Admin::SetCopies { name, copies } => reform::set_copies(view, name, *copies),
+        Admin::SwitchMode { name, to, without } => switch::request(view, name, *to, without),
+        Admin::AbortSwitch { name } => switch::abort(view, name),
+        Admin::Forget { name, node } => switch::forget(view, name, *node),
         Admin::AddNode { address } => add_node(view, address),
         Admin::RemoveNode { node } => remove_node(view, *node),
-        Admin::ListNamespaces => Ok(Plan::new(Goal::Done)),
-        Admin::ShowNamespace { name } => {
+        Admin::ListNamespaces | Admin::ListLate { .. } => Ok(Plan::new(Goal::Done)),
+        Admin::ShowNamespace { name } | Admin::ShowSwitch { name } => {
             find(view, name)?;
             Ok(Plan::new(Goal::Namespace(name.clone())))
         }
@@ -135,6 +140,9 @@ fn create(
         version: 1,
         left: Vec::new(),
         state: NamespaceState::Stable,
+        base: None,
+        owed: Vec::new(),
+        history: Vec::new(),
     };
     let after = Counters { namespace: NamespaceId(record.id.0 + 1), ..*next.record };
     let plan = Plan::new(Goal::Namespace(name.clone()));
@@ -177,6 +185,9 @@ fn delete(view: &View, name: &NamespaceName) -> Result<Plan, Error> {
         NamespaceState::Moving { .. } => {
             Err(changing(name, "its members are being changed; delete it when that is done, or set them back first"))
         }
+        NamespaceState::Switching(_) => {
+            Err(changing(name, "its mode is being switched; delete it when that is done, or abort it first"))
+        }
         NamespaceState::Stable | NamespaceState::Filling { .. } | NamespaceState::Settling { .. } => {
             let members = entry.record.involved().into_iter().collect();
             let state = NamespaceState::Deleting { gone: Vec::new() };
@@ -195,6 +206,7 @@ fn set_members(view: &View, name: &NamespaceName, members: &[NodeId]) -> Result<
     }
     let mut record = match &entry.record.state {
         NamespaceState::Deleting { .. } => return Err(changing(name, "it is being deleted")),
+        NamespaceState::Switching(_) => return Err(changing(name, "its mode is being switched")),
         NamespaceState::Filling { .. } | NamespaceState::Settling { .. } => {
             return Err(changing(name, "its entry is one of an eventual namespace's"));
         }
@@ -359,6 +371,9 @@ pub(crate) fn system_record(founders: &[NodeId]) -> NamespaceRecord {
         version: 1,
         left: Vec::new(),
         state: NamespaceState::Stable,
+        base: None,
+        owed: Vec::new(),
+        history: Vec::new(),
     }
 }
 

@@ -252,7 +252,7 @@ impl Inner {
     /// Hands a request to the engine of the namespace's mode, and again once the replica has been set up, if the
     /// catalog is ahead of the engine.
     async fn call(&self, record: &NamespaceRecord, request: DataRequest, deadline: Instant) -> Result<Answer, Error> {
-        let DataRequest { namespace, op, attempt, token, consistency } = request;
+        let DataRequest { namespace, epoch: _, op, attempt, token, consistency } = request;
         loop {
             let placed = self.placed.notified();
             tokio::pin!(placed);

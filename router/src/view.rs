@@ -169,6 +169,7 @@ pub(crate) fn phase(record: &NamespaceRecord) -> Phase {
             Phase::Moving
         }
         NamespaceState::Deleting { .. } => Phase::Deleting,
+        NamespaceState::Switching(_) => Phase::Switching,
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use duet_client::{Client, Namespace, NewNamespace};
-use duet_proto::{Consistency, DataRequest, Error, NamespaceName, Op, Outcome, Request, Response};
+use duet_proto::{Consistency, DataRequest, Epoch, Error, NamespaceName, Op, Outcome, Request, Response};
 use duet_tests::process::{Cluster, Layout, Ledger, PATIENCE, Writers, converged, leader, patiently};
 use nix::sys::signal::Signal;
 use rand::Rng;
@@ -79,6 +79,7 @@ async fn a_paused_leader() -> Result<()> {
             let op = Op::Get { key: marked.into() };
             let read = DataRequest {
                 namespace: NamespaceName::new(NAMESPACE)?,
+                epoch: Epoch::default(),
                 op,
                 attempt: None,
                 token: None,

@@ -12,8 +12,8 @@ use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use duet_client::NewNamespace;
 use duet_proto::{
-    Admin, ClusterName, Consistency, DataRequest, Error, KeyRange, Mutation, NamespaceName, NodeId, Op, Request,
-    Resource, Response, Role, ScanLimit, frame, frame::RequestFrame, limits,
+    Admin, ClusterName, Consistency, DataRequest, Epoch, Error, KeyRange, Mutation, NamespaceName, NodeId, Op,
+    Request, Resource, Response, Role, ScanLimit, frame, frame::RequestFrame, limits,
 };
 use duet_tests::process::{Cluster, Direct, Layout, Ledger, PATIENCE, binary, leader};
 use duet_transport::{CertificateAuthority, Identity, Tls, Validity};
@@ -202,7 +202,14 @@ async fn frames_that_are_no_requests() -> Result<()> {
         let name = NamespaceName::new(NAMESPACE)?;
         let op = Op::Write { mutation: Mutation::put("k", "value") };
         let consistency = Consistency::Linearizable;
-        let request = Request::Data(DataRequest { namespace: name, op, attempt: None, token: None, consistency });
+        let request = Request::Data(DataRequest {
+            namespace: name,
+            epoch: Epoch::default(),
+            op,
+            attempt: None,
+            token: None,
+            consistency,
+        });
         let good = frame::encode(&RequestFrame { id: 7, timeout_ms: 1000, request }).to_vec();
         let mut direct = cluster.direct(1).await?;
         for round in 0..500 {

@@ -439,6 +439,7 @@ mod tests {
                 disk_full: false,
                 connected: vec![],
                 namespaces: vec![replica],
+                expected: vec![],
             });
             (node.id, status.ok_or_else(|| "timed out".to_owned()))
         });

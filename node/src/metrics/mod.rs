@@ -449,6 +449,7 @@ mod tests {
             disk_full: false,
             connected: vec![NodeId(1)],
             namespaces,
+            expected: Vec::new(),
         }
     }
 

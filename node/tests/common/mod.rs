@@ -16,8 +16,8 @@ use std::{
 
 use bytes::Bytes;
 use duet_proto::{
-    Answer, Change, ClusterName, Consistency, DataRequest, Error, KeyRange, Mutation, NamespaceName, NodeId, Op,
-    Outcome, Request, Response, Role, ScanLimit,
+    Answer, Change, ClusterName, Consistency, DataRequest, Epoch, Error, KeyRange, Mutation, NamespaceName, NodeId,
+    Op, Outcome, Request, Response, Role, ScanLimit,
     frame::{self, RequestFrame, ResponseFrame},
 };
 use duet_transport::{CertificateAuthority, Connection, Connector, Identity, Tls, Udp, Validity};
@@ -312,6 +312,7 @@ impl Direct {
         self.next += 1;
         let data = DataRequest {
             namespace: NamespaceName::new(namespace).unwrap(),
+            epoch: Epoch::default(),
             op,
             attempt: None,
             token: None,

@@ -99,8 +99,10 @@ fn retarget(
     to: Electorate,
 ) -> Result<Plan, Error> {
     let plan = Plan::new(Goal::Namespace(name.clone()));
-    if let NamespaceState::Deleting { .. } = entry.record.state {
-        return Err(changing(name, "it is being deleted"));
+    match entry.record.state {
+        NamespaceState::Deleting { .. } => return Err(changing(name, "it is being deleted")),
+        NamespaceState::Switching(_) => return Err(changing(name, "its mode is being switched")),
+        _ => {}
     }
     if target(&entry.record) == to {
         return Ok(plan);
@@ -161,7 +163,10 @@ pub(crate) fn report(
             }
         }
         NamespaceState::Settling { before, moved, held } => settle(&mut record, before, moved, held, me, stand),
-        NamespaceState::Stable | NamespaceState::Moving { .. } | NamespaceState::Deleting { .. } => return None,
+        NamespaceState::Stable
+        | NamespaceState::Moving { .. }
+        | NamespaceState::Deleting { .. }
+        | NamespaceState::Switching(_) => return None,
     }
     if record == *entry.record {
         return None;

@@ -12,8 +12,8 @@ use duet_engine_eventual::{
 };
 use duet_engine_strong::{Config as EngineConfig, Handle, PeerLink, StrongEngine};
 use duet_proto::{
-    Admin, Answer, Boot, Consistency, DataRequest, Error, Mode, Mutation, NamespaceInfo, NamespaceName, NodeId, Op,
-    Outcome, Response, limits,
+    Admin, Answer, Boot, Consistency, DataRequest, Epoch, Error, Mode, Mutation, NamespaceInfo, NamespaceName,
+    NodeId, Op, Outcome, Response, limits,
 };
 use duet_router::{Config, Founder, Router};
 use duet_store::{Committer, DiskGuard, HybridClock, WallClock, memory::MemoryStore};
@@ -236,6 +236,7 @@ impl Cluster {
     async fn call_within(&self, at: u32, namespace: &str, op: Op, patience: Duration) -> Result<Answer, Error> {
         let request = DataRequest {
             namespace: name(namespace),
+            epoch: Epoch::default(),
             op,
             attempt: None,
             token: None,

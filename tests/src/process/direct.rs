@@ -5,8 +5,8 @@ use std::{sync::Arc, time::Duration};
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use duet_proto::{
-    Answer, Consistency, DataRequest, Error, Mutation, NamespaceName, NodeStatus, Op, Outcome, Request, Response,
-    Stamp,
+    Answer, Consistency, DataRequest, Epoch, Error, Mutation, NamespaceName, NodeStatus, Op, Outcome, Request,
+    Response, Stamp,
     frame::{self, RequestFrame, ResponseFrame},
 };
 use duet_transport::{Connection, Connector, Tls, Udp};
@@ -86,7 +86,7 @@ impl Direct {
     /// If there is no answer; what the node refuses is in the inner result.
     pub async fn data(&mut self, namespace: &str, op: Op, consistency: Consistency) -> Result<Answered> {
         let namespace = NamespaceName::new(namespace)?;
-        let request = DataRequest { namespace, op, attempt: None, token: None, consistency };
+        let request = DataRequest { namespace, epoch: Epoch::default(), op, attempt: None, token: None, consistency };
         match self.ask(Request::Data(request), PATIENCE / 4).await? {
             Response::Data(answer) => Ok(Ok(answer)),
             Response::Error(error) => Ok(Err(error)),
@@ -122,7 +122,14 @@ impl Direct {
             }
             let op = Op::Write { mutation: Mutation::put(key, value) };
             let consistency = Consistency::Local;
-            let request = DataRequest { namespace: namespace.clone(), op, attempt: None, token: None, consistency };
+            let request = DataRequest {
+                namespace: namespace.clone(),
+                epoch: Epoch::default(),
+                op,
+                attempt: None,
+                token: None,
+                consistency,
+            };
             self.send(Request::Data(request), PATIENCE)?;
             open += 1;
         }
