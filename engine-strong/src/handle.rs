@@ -7,15 +7,17 @@ use std::{
 
 use bytes::Bytes;
 use duet_proto::{
-    Answer, Consistency, Epoch, Error, NamespaceId, NamespaceName, NamespaceStatus, NodeId, Op, Record, Try,
+    Answer, Consistency, Epoch, Error, NamespaceId, NamespaceName, NamespaceStatus, NodeId, Op, Outcome, Record, Try,
 };
 use duet_store::{Family, Store, StoreError, layout};
+use serde::{Deserialize, Serialize};
 use tokio::{
     sync::{mpsc, oneshot},
     time::Instant,
 };
+use xxhash_rust::xxh3::Xxh3;
 
-use crate::machine::{Base, State, get, state_key};
+use crate::machine::{self, Base, Position, Sessions, State, Verdict, answer_key, get, state_key};
 
 /// Which group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -140,6 +142,26 @@ pub enum Proposal {
     },
     /// Nothing late is owed any more; drops some of the tombstones. Again until none is left.
     Settle,
+}
+
+/// What an exactly-once table comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answers {
+    /// What lies below is forgotten.
+    pub floor: Position,
+    /// A hash of all rows.
+    pub digest: u128,
+}
+
+/// What is remembered of a write whose epoch is over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Recall {
+    /// It ran, and this was the answer.
+    Ran(Box<Result<Outcome, Error>>),
+    /// It has not run, and never will.
+    Never,
+    /// That is not known here.
+    Unknown,
 }
 
 /// What is known at once of a group on this node.
@@ -328,6 +350,50 @@ impl Handle {
     pub fn state(&self, namespace: NamespaceId, epoch: Epoch) -> Result<Option<State>, StoreError> {
         let state = get::<State>(&*self.store, &state_key(namespace))?;
         Ok(state.filter(|state| state.applied.epoch == epoch))
+    }
+
+    /// What the exactly-once table that is in place comes to: equal on two members if and only if both would decide
+    /// alike on every retry. `None` if there has never been one here. Reads the whole table.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub fn answers(&self, namespace: NamespaceId) -> Result<Option<Answers>, StoreError> {
+        let snapshot = self.store.snapshot();
+        let view: &dyn duet_store::View = &*snapshot;
+        let Some(state) = get::<State>(view, &state_key(namespace))? else { return Ok(None) };
+        let (from, to) = layout::prefix_range(answer_key(namespace, &[]));
+        let mut hash = Xxh3::new();
+        for row in view.scan(Family::Namespace, &from, Some(&to))? {
+            let (key, value) = row?;
+            hash.update(&key);
+            hash.update(&value);
+        }
+        Ok(Some(Answers { floor: state.floor, digest: hash.digest128() }))
+    }
+
+    /// What the table of an epoch that has ended here says of a write that was first tried in it or before. Reads the
+    /// whole table: it is for writes whose outcome is not known and whose epoch is over, which are few.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub fn recall(&self, namespace: NamespaceId, epoch: Epoch, attempt: &Try) -> Result<Recall, StoreError> {
+        let snapshot = self.store.snapshot();
+        let view: &dyn duet_store::View = &*snapshot;
+        let Some(state) = get::<State>(view, &state_key(namespace))? else { return Ok(Recall::Unknown) };
+        if state.applied.epoch != epoch || state.sealed.is_none() {
+            return Ok(Recall::Unknown);
+        }
+        Ok(match Sessions::open(view, namespace)?.check(attempt, state.floor) {
+            Verdict::Fresh => Recall::Never,
+            Verdict::Refused(_) => Recall::Unknown,
+            Verdict::Ran(position) => {
+                let key = answer_key(namespace, &position.to_bytes());
+                match view.get(Family::Namespace, &key)? {
+                    Some(value) => Recall::Ran(Box::new(machine::remembered(&key, &value)?)),
+                    None => Recall::Unknown,
+                }
+            }
+        })
     }
 
     /// Takes the next step towards these voters: new ones are taken in as learners first, and once they have caught

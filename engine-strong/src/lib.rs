@@ -45,5 +45,6 @@ pub mod snapshot;
 pub use config::{Config, Planted};
 pub use driver::{PeerLink, StrongEngine};
 pub use handle::{
-    Call, Changes, GroupError, GroupId, GroupInfo, GroupSpec, Handle, MembersChange, Metrics, Proposal,
+    Answers, Call, Changes, GroupError, GroupId, GroupInfo, GroupSpec, Handle, MembersChange, Metrics, Proposal,
+    Recall,
 };

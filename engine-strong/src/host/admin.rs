@@ -120,7 +120,8 @@ impl Host {
                 None => State::empty(id.epoch),
             };
             (state.applied.index, state.term) = (base.index, base.term);
-            Some(Machine::create(&*self.store, self.machine_group(id, spec.name.clone()), state, batch)?)
+            let blank = spec.base.is_none_or(|base| !base.keep_answers);
+            Some(Machine::create(&*self.store, self.machine_group(id, spec.name.clone()), state, blank, batch)?)
         } else {
             Machine::forget(id.namespace, batch);
             None

@@ -26,20 +26,20 @@ mod sessions;
 pub(crate) mod tests;
 
 use duet_proto::{Digest, Epoch, Error, NamespaceId, NamespaceName, NodeId, Outcome, RecordError, Stamp};
-use duet_store::{Batch, Family, StoreError, View, layout};
+use duet_store::{Batch, Family, StoreError, View};
 use serde::{Deserialize, Serialize};
 
 use crate::snapshot::{Installer, Phase};
 
-use self::sessions::{Bounds, Sessions};
+use self::sessions::Bounds;
 pub use self::{
     command::{Command, CommandError, RequestId, Write},
     rows::Position,
 };
 pub(crate) use self::{
     read::after,
-    rows::{answer_key, answer_position, clear, decode, get, install_key, put, staging, state_key},
-    sessions::Remembered,
+    rows::{answer_key, answer_position, clear, decode, drop_answers, get, install_key, put, staging, state_key},
+    sessions::{Remembered, Sessions, Verdict},
 };
 
 /// Which group a machine belongs to, and where it runs.
@@ -101,6 +101,9 @@ pub struct Base {
     pub tombstones: u64,
     /// Whether late writes are owed.
     pub keep_tombstones: bool,
+    /// Whether the exactly-once table in place is the same on all founders. If not it is dropped: every write first
+    /// tried before is refused then.
+    pub keep_answers: bool,
 }
 
 impl State {
@@ -125,18 +128,23 @@ impl State {
     #[must_use]
     pub fn base(&self) -> Base {
         let State { last, digest, keys, tombstones, keep_tombstones, .. } = *self;
-        Base { last, digest, keys, tombstones, keep_tombstones }
+        Base { last, digest, keys, tombstones, keep_tombstones, keep_answers: true }
     }
 
     /// An epoch that begins with what is in place. The exactly-once table of earlier epochs goes on: `before` is the
     /// state that the last strong one left.
     #[must_use]
     pub fn over(base: Base, epoch: Epoch, before: Option<&State>) -> State {
-        let Base { last, digest, keys, tombstones, keep_tombstones } = base;
+        let Base { last, digest, keys, tombstones, keep_tombstones, keep_answers } = base;
         let empty = State::empty(epoch);
-        let floor = before.map_or(empty.floor, |state| state.floor);
+        let floor = before.filter(|_| keep_answers).map_or(empty.floor, |state| state.floor);
         State { last, digest, keys, tombstones, keep_tombstones, floor, ..empty }
     }
+}
+
+/// The answer in a row of the exactly-once table.
+pub(crate) fn remembered(key: &bytes::Bytes, value: &bytes::Bytes) -> Result<Result<Outcome, Error>, StoreError> {
+    Ok(sessions::decode(key, value)?.1.answer)
 }
 
 /// A committed entry.
@@ -222,15 +230,26 @@ pub struct Machine {
 
 impl Machine {
     /// A machine over what is in place, which `base` must describe: for a new namespace nothing, and
-    /// [`State::empty`]. Later starts [`open`](Machine::open) it.
+    /// [`State::empty`]. Later starts [`open`](Machine::open) it. With `blank` the answers in place go.
     ///
     /// # Errors
     /// If the answers in place cannot be read, or `base` is of another epoch than the group.
-    pub fn create(view: &dyn View, group: Group, base: State, batch: &mut Batch) -> Result<Machine, MachineError> {
+    pub fn create(
+        view: &dyn View,
+        group: Group,
+        base: State,
+        blank: bool,
+        batch: &mut Batch,
+    ) -> Result<Machine, MachineError> {
         if base.applied.epoch != group.epoch {
             return Err(MachineError::Epoch { expected: group.epoch, found: base.applied.epoch });
         }
-        let sessions = Sessions::open(view, group.namespace)?;
+        let sessions = if blank {
+            drop_answers(batch, group.namespace);
+            Sessions::default()
+        } else {
+            Sessions::open(view, group.namespace)?
+        };
         put(batch, state_key(group.namespace), &base);
         Ok(Machine { group, state: base, sessions, bounds: Bounds::default() })
     }
@@ -260,12 +279,13 @@ impl Machine {
         batch.delete(Family::Namespace, state_key(namespace));
     }
 
-    /// Removes everything that any machine or install of the namespace has put anywhere, and its records.
+    /// Removes everything that any machine or install of the namespace has put anywhere, and its records. What else
+    /// there is of the namespace is the other engine's: late writes among it, which nobody else may have.
     pub fn destroy(namespace: NamespaceId, batch: &mut Batch) {
         for namespace in [namespace, staging(namespace)] {
-            let (from, to) = layout::prefix_range(layout::namespace_prefix(namespace));
-            batch.delete_range(Family::Data, from.clone(), to.clone());
-            batch.delete_range(Family::Namespace, from, to);
+            clear(batch, namespace);
+            batch.delete(Family::Namespace, state_key(namespace));
+            batch.delete(Family::Namespace, install_key(namespace));
         }
     }
 

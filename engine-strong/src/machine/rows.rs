@@ -100,12 +100,17 @@ pub(crate) fn get<T: DeserializeOwned>(view: &dyn View, key: &[u8]) -> Result<Op
     decode(&layout::unguard(key, &bytes)?).map(Some)
 }
 
+/// Removes every answer of a namespace.
+pub(crate) fn drop_answers(batch: &mut Batch, namespace: NamespaceId) {
+    let (from, to) = layout::prefix_range(answer_key(namespace, &[]));
+    batch.delete_range(Family::Namespace, from, to);
+}
+
 /// Removes every record, with the list of tombstones, and every answer of a namespace.
 pub(crate) fn clear(batch: &mut Batch, namespace: NamespaceId) {
     let (from, to) = layout::prefix_range(layout::namespace_prefix(namespace));
     batch.delete_range(Family::Data, from, to);
-    for rows in [answer_key(namespace, &[]), layout::tombstone_prefix(namespace)] {
-        let (from, to) = layout::prefix_range(rows);
-        batch.delete_range(Family::Namespace, from, to);
-    }
+    let (from, to) = layout::prefix_range(layout::tombstone_prefix(namespace));
+    batch.delete_range(Family::Namespace, from, to);
+    drop_answers(batch, namespace);
 }

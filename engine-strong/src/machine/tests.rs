@@ -10,7 +10,7 @@ use duet_proto::{
     Boot, Change, Compare, Cursor, Entry, Expect, Hlc, KeyRange, Mode, Mutation, Op, Record, Resource, ScanLimit,
     SessionId, Try, TxnResult, limits,
 };
-use duet_store::{Store, memory::MemoryStore};
+use duet_store::{Store, layout, memory::MemoryStore};
 use proptest::prelude::*;
 
 use super::{rows::encode, *};
@@ -33,7 +33,7 @@ pub(crate) fn dump(view: &dyn View) -> Vec<(Family, Bytes, Bytes)> {
 
 pub(crate) fn create(store: &Arc<MemoryStore>) -> Machine {
     let mut batch = Batch::new();
-    let machine = Machine::create(&**store, group(), State::empty(Epoch(1)), &mut batch).unwrap();
+    let machine = Machine::create(&**store, group(), State::empty(Epoch(1)), false, &mut batch).unwrap();
     store.write(batch).unwrap();
     machine.bounded(SESSIONS, POSITIONS)
 }
@@ -444,7 +444,7 @@ fn a_machine_is_created_over_what_is_in_place() {
     let base = Base { last: dead.stamp, tombstones: 1, ..machine.state().base() };
     let base = State { applied, ..State::over(base, Epoch(3), Some(machine.state())) };
     let later = Group { epoch: Epoch(3), ..group() };
-    let machine = Machine::create(&*store, later.clone(), base, &mut batch).unwrap();
+    let machine = Machine::create(&*store, later.clone(), base, false, &mut batch).unwrap();
     store.write(batch).unwrap();
     assert_eq!(machine.read(&*store, &Op::Get { key: "b".into() }), Ok(Outcome::Value(None)));
     assert!(matches!(Machine::open(&*store, group()), Err(MachineError::Epoch { .. })));
@@ -504,7 +504,7 @@ fn nothing_comes_after_a_seal_but_answers_to_what_came_before() {
     };
     let mut batch = Batch::new();
     let later = Group { epoch: Epoch(2), ..group() };
-    let mut machine = Machine::create(&*store, later, state, &mut batch).unwrap();
+    let mut machine = Machine::create(&*store, later, state, false, &mut batch).unwrap();
     store.write(batch).unwrap();
     let applied = apply(&mut machine, &store, &[put_entry(2, "b", "1", 2), put_entry(3, "b", "1", 2)]);
     assert!(applied[0].result.is_ok());
@@ -519,7 +519,7 @@ fn late_writes_come_in_under_their_own_stamps() {
     let state = State { applied: Position { epoch: Epoch(3), index: 1 }, ..State::over(base, Epoch(3), None) };
     let later = Group { epoch: Epoch(3), ..group() };
     let mut batch = Batch::new();
-    let mut machine = Machine::create(&*store, later, state, &mut batch).unwrap();
+    let mut machine = Machine::create(&*store, later, state, false, &mut batch).unwrap();
     store.write(batch).unwrap();
     let stamp = |epoch, hlc| Stamp { epoch: Epoch(epoch), hlc: Hlc(hlc), node: NodeId(9) };
     let old = |hlc| Record::value(stamp(2, hlc), "late".into());

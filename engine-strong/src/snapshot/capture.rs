@@ -21,7 +21,7 @@ impl Capture {
     /// from the same snapshot.
     ///
     /// # Errors
-    /// If there is none of that epoch, or it cannot be read.
+    /// If there is none of that epoch, the epoch has ended, or it cannot be read.
     pub fn new(
         snapshot: Arc<dyn Snapshot>,
         namespace: NamespaceId,
@@ -29,7 +29,8 @@ impl Capture {
         host: Bytes,
     ) -> Result<Capture, SnapshotError> {
         let state: State = get(&*snapshot, &state_key(namespace))?.ok_or(SnapshotError::Nothing)?;
-        if state.applied.epoch != epoch {
+        // Over the records of an epoch that has ended the next one may have begun.
+        if state.applied.epoch != epoch || state.sealed.is_some() {
             return Err(SnapshotError::Nothing);
         }
         let id = SnapshotId { namespace, epoch, index: state.applied.index, term: state.term };

@@ -1,7 +1,7 @@
 //! One epoch ends and another begins over the same data.
 
 use super::*;
-use crate::{Proposal, machine::State};
+use crate::{Proposal, Recall, machine::State};
 
 const E2: Epoch = Epoch(2);
 
@@ -38,6 +38,14 @@ async fn the_next_epoch_begins_with_what_the_last_one_left() {
     assert_eq!(cluster.get(leader, "b").await.unwrap(), Some("2".into()), "reads go on");
 
     let all = [1, 2, 3].map(NodeId).into_iter().collect::<BTreeSet<_>>();
+    let remembered = cluster.handle(leader).answers(NS).unwrap().unwrap();
+    assert_eq!(cluster.handle(a).answers(NS).unwrap(), Some(remembered), "one table on all");
+    let recall = |sequence| {
+        let attempt = again("b", "2", sequence).attempt.unwrap();
+        cluster.handle(a).recall(NS, E1, &attempt).unwrap()
+    };
+    assert_eq!(recall(2), Recall::Ran(Box::new(Ok(earlier.outcome.clone()))));
+    assert_eq!(recall(3), Recall::Never, "it was refused by the seal");
     let second = |base| GroupSpec { epoch: E2, voters: all.clone(), base, ..spec(1, &[]) };
     for id in [leader, a] {
         let base = sealed(&cluster, id).await.base();
