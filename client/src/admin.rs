@@ -2,7 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use duet_proto::{self as proto, Mode, NamespaceInfo, NamespaceName, NodeId, NodeInfo, Request, Response};
+use duet_proto::{
+    self as proto, Mode, NamespaceInfo, NamespaceName, NodeId, NodeInfo, Request, Response, SwitchInfo,
+};
 use tokio::time::Instant;
 
 use crate::{
@@ -126,6 +128,47 @@ impl Admin {
         self.info(proto::Admin::SetCopies { name: NamespaceName::new(name)?, copies }).await
     }
 
+    /// Switches a namespace to a mode while it is in use. Answered when the catalog has it; [`Admin::switch`] tells how
+    /// far it is. Asked again, it changes whom a switch under way goes on without.
+    ///
+    /// # Errors
+    /// [`ClientError`]; `Changing` while another change of the namespace goes on.
+    pub async fn switch_mode(
+        &self,
+        name: impl AsRef<str>,
+        to: Mode,
+        without: Vec<NodeId>,
+    ) -> Result<NamespaceInfo, ClientError> {
+        self.info(proto::Admin::SwitchMode { name: NamespaceName::new(name)?, to, without }).await
+    }
+
+    /// Ends a switch that is under way.
+    ///
+    /// # Errors
+    /// [`ClientError`]; `Changing` if it can only go on.
+    pub async fn abort_switch(&self, name: impl AsRef<str>) -> Result<NamespaceInfo, ClientError> {
+        self.info(proto::Admin::AbortSwitch { name: NamespaceName::new(name)? }).await
+    }
+
+    /// Ends the waiting for what a member that will not return may still hold of an earlier epoch.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn forget(&self, name: impl AsRef<str>, node: NodeId) -> Result<NamespaceInfo, ClientError> {
+        self.info(proto::Admin::Forget { name: NamespaceName::new(name)?, node }).await
+    }
+
+    /// How far a switch is, who is owed late writes, and the switches before.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn switch(&self, name: impl AsRef<str>) -> Result<SwitchInfo, ClientError> {
+        match self.ask(proto::Admin::ShowSwitch { name: NamespaceName::new(name)? }).await? {
+            Answered { response: Response::Switch(info), .. } => Ok(*info),
+            other => Err(unexpected(&other)),
+        }
+    }
+
     /// Gives out an id for a new node that will be reached at `address`.
     ///
     /// # Errors
@@ -147,7 +190,13 @@ impl Admin {
 
     /// Any request, answered as it is.
     async fn ask(&self, request: proto::Admin) -> Result<Answered, ClientError> {
-        let write = !matches!(request, proto::Admin::ListNamespaces | proto::Admin::ShowNamespace { .. });
+        let write = !matches!(
+            request,
+            proto::Admin::ListNamespaces
+                | proto::Admin::ShowNamespace { .. }
+                | proto::Admin::ShowSwitch { .. }
+                | proto::Admin::ListLate { .. }
+        );
         let system = self.shared.system();
         let call = Call {
             space: system.as_deref(),

@@ -68,8 +68,8 @@ mod txn;
 pub use admin::{Admin, NewNamespace};
 pub use client::{Builder, Client, ClusterStatus, NodeReport};
 pub use duet_proto::{
-    Change, Class, Consistency, Cursor, Entry, Error, Expect, KeyRange, Mode, NamespaceInfo, NamespaceName,
-    NamespaceStatus, NodeId, NodeInfo, NodeStatus, ScanLimit, Stamp, Token, Topology, TxnResult, limits,
+    Change, Class, Consistency, Cursor, Entry, Epoch, Error, Expect, KeyRange, Mode, NamespaceInfo, NamespaceName,
+    NamespaceStatus, NodeId, NodeInfo, NodeStatus, ScanLimit, Stamp, SwitchInfo, Token, Topology, TxnResult, limits,
 };
 pub use duet_transport::{Network, Tls, TlsError, Udp};
 pub use error::ClientError;

@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use duet_proto::{
-    Change, Consistency, Cursor, Entry, Expect, KeyRange, Mutation, NamespaceName, Op, Outcome, ScanLimit, Stamp,
-    Token,
+    Change, Consistency, Cursor, Entry, Epoch, Expect, KeyRange, Mutation, NamespaceName, Op, Outcome, ScanLimit,
+    Stamp, Token,
 };
 
 use crate::{
@@ -111,6 +111,23 @@ impl Namespace {
             Outcome::Value(found) => Ok(found.map(|(stamp, value)| Value { value, stamp })),
             other => Err(self.unexpected(&other)),
         }
+    }
+
+    /// The value of a key, and the epoch of the answer: the stamp tells only in which one the value was written.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn get_with_epoch(&self, key: impl Into<Bytes>) -> Result<(Option<Value>, Epoch), ClientError> {
+        match self.shared.data(&self.space, Op::Get { key: key.into() }, self.options).await? {
+            (Outcome::Value(found), meta) => Ok((found.map(|(stamp, value)| Value { value, stamp }), meta.epoch)),
+            (other, _) => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// The latest epoch of the namespace that the session has heard of; 0 if of none.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        self.space.with(|known| known.epoch)
     }
 
     /// Puts a value under a key, whatever it holds. Returns the version written.
