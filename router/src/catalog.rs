@@ -16,6 +16,7 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use duet_engine_eventual::{Frontier, Members};
+use duet_engine_strong::Answers;
 use duet_proto::{Boot, Digest, Epoch, Mode, NamespaceId, NamespaceName, NodeId, Stamp};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -78,9 +79,14 @@ pub struct NamespaceRecord {
     pub state: NamespaceState,
     /// What the epoch began with; nothing in the first one.
     pub base: Option<Base>,
+    /// Of the latest eventual epochs that are over: up to where every write of them is part of what followed. What goes
+    /// beyond comes in late, and is part of this once it has.
+    pub ended: Vec<(Epoch, Frontier)>,
     /// Who may still bring writes of which eventual epoch, because that epoch ended without them. While there are any,
     /// no tombstone is forgotten.
     pub owed: Vec<(NodeId, Epoch)>,
+    /// How often writes were to stop for a switch: what the fences bear. Never falls.
+    pub attempts: u64,
     /// The latest switches, the oldest first.
     pub history: Vec<Past>,
 }
@@ -94,25 +100,46 @@ pub struct Base {
     pub digest: Digest,
     /// Live keys.
     pub keys: u64,
-    /// Of an eventual epoch: up to where it holds every write. What goes beyond it comes in late.
-    pub frontier: Frontier,
+    /// Whether the exactly-once table goes on. It does not if the members' tables had come to differ.
+    pub answers: bool,
 }
 
-/// A switch that is over. Times are by the catalog's stamps, in milliseconds since 1970.
+/// What one member of a base holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// The highest stamp.
+    pub last: Stamp,
+    /// The digest of the live values.
+    pub digest: Digest,
+    /// Live keys.
+    pub keys: u64,
+    /// Up to where it holds every write.
+    pub frontier: Frontier,
+    /// Its exactly-once table, if it has one.
+    pub answers: Option<Answers>,
+}
+
+/// A switch that is over. Times are in milliseconds since 1970, none before the stamp of the entry that it followed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Past {
-    /// The epoch that it ended.
+    /// The epoch that it ended, or was to end.
     pub epoch: Epoch,
-    /// The mode that followed.
+    /// The mode that followed, or was to follow.
     pub to: Mode,
     /// When it was asked for.
     pub asked_ms: u64,
-    /// When the old epoch stopped taking writes.
+    /// When writes were stopped, the last time; 0 if they never were.
     pub sealed_ms: u64,
-    /// When the last thing before the next epoch was said: just before that began.
+    /// When the next epoch began, or the switch was aborted.
     pub ended_ms: u64,
-    /// Members that it went on without.
-    pub without: Vec<NodeId>,
+    /// How often writes were stopped.
+    pub tries: u64,
+    /// Members that are not part of the base.
+    pub apart: Vec<NodeId>,
+    /// Whether it was aborted.
+    pub aborted: bool,
+    /// Members that nobody waits for any more.
+    pub forgotten: Vec<NodeId>,
 }
 
 /// Where a namespace stands.
@@ -166,9 +193,11 @@ pub struct Switch {
     pub step: Step,
     /// Members that an operator has said not to wait for.
     pub without: Vec<NodeId>,
-    /// When it was asked for, by the stamp of the entry before it.
+    /// How often writes have been stopped for it.
+    pub tries: u64,
+    /// When it was asked for, once somebody has taken note of it.
     pub asked_ms: u64,
-    /// When the step that stops writes began, by the stamp of the entry.
+    /// When the step that stops writes began, the last time.
     pub sealed_ms: u64,
 }
 
@@ -182,8 +211,6 @@ pub enum Step {
     },
     /// Each member stops taking writes, durably, and says what it held then.
     Sealing {
-        /// What the fences of this attempt bear: the version of the entry when it began.
-        attempt: u64,
         /// Those that were near.
         expected: Vec<NodeId>,
         /// Those that have sealed, each with its frontier.
@@ -191,14 +218,12 @@ pub enum Step {
     },
     /// The members of the base are fixed, and get from each other, and nobody else, what any of them holds.
     Converging {
-        /// What their fences bear.
-        attempt: u64,
         /// Who makes up the base.
         base: Vec<NodeId>,
         /// What all of it must hold: what any of them held when it sealed.
         target: Frontier,
-        /// Those that hold it, each with what its data comes to.
-        held: Vec<(NodeId, Base)>,
+        /// Those that have got from each other member of the base all that it held, each with what that comes to.
+        held: Vec<(NodeId, Held)>,
     },
     /// Strong to eventual: the seal goes through the group's log. It cannot be taken back.
     Ending,
@@ -247,14 +272,17 @@ impl NamespaceRecord {
         }
     }
 
-    /// The fence that a member of an eventual namespace is to have now.
+    /// The attempt for which the members of an eventual namespace are to be fenced now.
     #[must_use]
     pub fn fence(&self) -> Option<u64> {
-        match &self.state {
-            NamespaceState::Switching(Switch { step: Step::Sealing { attempt, .. }, .. })
-            | NamespaceState::Switching(Switch { step: Step::Converging { attempt, .. }, .. }) => Some(*attempt),
-            _ => None,
-        }
+        let NamespaceState::Switching(switch) = &self.state else { return None };
+        matches!(switch.step, Step::Sealing { .. } | Step::Converging { .. }).then_some(self.attempts)
+    }
+
+    /// Up to where every write of an eventual epoch that is over is part of the data now.
+    #[must_use]
+    pub fn end_of(&self, epoch: Epoch) -> Option<&Frontier> {
+        self.ended.iter().find(|(ended, _)| *ended == epoch).map(|(_, frontier)| frontier)
     }
 
     /// The members and copies in force.
@@ -385,9 +413,9 @@ mod tests {
                     .prop_map(|(to, copies, before, filled)| NamespaceState::Filling { to, copies, before, filled }),
                 (electorates(), frontiers(), frontiers())
                     .prop_map(|(before, moved, held)| NamespaceState::Settling { before, moved, held }),
-                (ids(), any::<u64>(), frontiers()).prop_map(|(without, attempt, sealed)| {
-                    let step = Step::Sealing { attempt, expected: without.clone(), sealed };
-                    NamespaceState::Switching(Switch { step, without, asked_ms: attempt, sealed_ms: attempt })
+                (ids(), any::<u64>(), frontiers()).prop_map(|(without, tries, sealed)| {
+                    let step = Step::Sealing { expected: without.clone(), sealed };
+                    NamespaceState::Switching(Switch { step, without, tries, asked_ms: tries, sealed_ms: tries })
                 }),
             ];
         (any::<u64>(), any::<bool>(), any::<u32>(), ids(), ids(), ids(), state).prop_map(
@@ -402,7 +430,9 @@ mod tests {
                 left,
                 state,
                 base: None,
+                ended: Vec::new(),
                 owed: vec![(NodeId(n), Epoch(n))],
+                attempts: id,
                 history: Vec::new(),
             },
         )

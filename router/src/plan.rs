@@ -141,7 +141,9 @@ fn create(
         left: Vec::new(),
         state: NamespaceState::Stable,
         base: None,
+        ended: Vec::new(),
         owed: Vec::new(),
+        attempts: 0,
         history: Vec::new(),
     };
     let after = Counters { namespace: NamespaceId(record.id.0 + 1), ..*next.record };
@@ -201,6 +203,10 @@ fn set_members(view: &View, name: &NamespaceName, members: &[NodeId]) -> Result<
     protect(name)?;
     let entry = find(view, name)?;
     let to = checked_members(view, members)?;
+    if let Some((node, _)) = entry.record.owed.iter().find(|(node, _)| !to.contains(node)) {
+        let why = format!("node {node} has yet to bring its late writes; wait for them, or forget them first");
+        return Err(invalid(why));
+    }
     if entry.record.mode == Mode::Eventual {
         return reform::set_members(view, name, entry, to);
     }
@@ -266,6 +272,11 @@ fn remove_node(view: &View, node: NodeId) -> Result<Plan, Error> {
     if !held.is_empty() {
         let some = held.iter().take(5).copied().collect::<Vec<_>>().join(", ");
         let why = format!("node {node} holds {} namespaces ({some}…): give them other members first", held.len());
+        return Err(invalid(why));
+    }
+    let owed = |entry: &&Entry<NamespaceRecord>| entry.record.owed.iter().any(|(owed, _)| *owed == node);
+    if let Some((name, _)) = view.namespaces.iter().find(|(_, entry)| owed(entry)) {
+        let why = format!("node {node} has yet to bring late writes of namespace {name}; forget them first");
         return Err(invalid(why));
     }
     let (next, system) = (counters(view)?, find(view, &system_name())?);
@@ -372,7 +383,9 @@ pub(crate) fn system_record(founders: &[NodeId]) -> NamespaceRecord {
         left: Vec::new(),
         state: NamespaceState::Stable,
         base: None,
+        ended: Vec::new(),
         owed: Vec::new(),
+        attempts: 0,
         history: Vec::new(),
     }
 }

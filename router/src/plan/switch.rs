@@ -16,14 +16,17 @@
 //! there and lacks nothing. Who does not become part of the base may hold writes that nobody else has: the entry
 //! says who is owed what, for as long as it takes. The protocol and its rules: `specs/switch.md`.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use duet_engine_eventual::Frontier;
-use duet_proto::{Error, Mode, NamespaceName, NodeId};
+use duet_proto::{Epoch, Error, Mode, NamespaceName, NodeId};
 
 use super::{Goal, Plan, changing, copy, find, invalid, protect};
 use crate::{
-    catalog::{Base, Key, NamespaceRecord, NamespaceState, Past, Step, Switch},
+    catalog::{Base, Held, Key, NamespaceRecord, NamespaceState, Past, Step, Switch},
     view::{Entry, View},
 };
 
@@ -33,7 +36,9 @@ const AWAY: Duration = Duration::from_secs(1);
 const SLOW: Duration = Duration::from_millis(300);
 /// How long writes may stop before the fences are lifted and the switch begins again.
 const BOUND: Duration = Duration::from_secs(2);
-/// Switches that the entry remembers.
+/// The rest after the first attempt that did not end in time; each further one doubles it, up to 32 times.
+const REST: Duration = Duration::from_millis(250);
+/// Switches and ends of epochs that the entry remembers.
 const HISTORY: usize = 16;
 
 /// What this member's replica has come to.
@@ -45,13 +50,24 @@ pub(crate) enum Came {
         near: bool,
         /// The attempt that it is durably fenced for.
         fence: Option<u64>,
-        /// What it durably holds, its frontier among it.
-        base: Base,
+        /// The attempt in which it has got all from every other member of the base.
+        converged: Option<u64>,
+        /// What it durably holds.
+        held: Box<Held>,
     },
     /// A strong one: what the epoch has come to, if its seal is applied here.
     Strong(Option<Base>),
     /// It is not here, or cannot be asked.
     Nothing,
+}
+
+/// When a member speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Moment {
+    /// How long it has seen the switch gather, or the present attempt to stop writes.
+    pub(crate) waited: Duration,
+    /// Its clock, in milliseconds since 1970.
+    pub(crate) wall_ms: u64,
 }
 
 /// The plan for another mode.
@@ -61,10 +77,9 @@ pub(super) fn request(view: &View, name: &NamespaceName, to: Mode, without: &[No
     let record = &entry.record;
     let without = checked_without(record, to, without)?;
     let plan = Plan::new(Goal::Namespace(name.clone()));
-    let asked_ms = entry.stamp.hlc.millis();
     let switch = match &record.state {
         NamespaceState::Stable if record.mode == to => return Ok(plan),
-        NamespaceState::Stable => Switch { step: first(record.mode), without, asked_ms, sealed_ms: 0 },
+        NamespaceState::Stable => Switch { step: first(record.mode), without, tries: 0, asked_ms: 0, sealed_ms: 0 },
         NamespaceState::Switching(_) if record.mode == to => {
             return Err(changing(name, "it is being switched to the other mode; abort that first"));
         }
@@ -76,7 +91,7 @@ pub(super) fn request(view: &View, name: &NamespaceName, to: Mode, without: &[No
             return Err(changing(name, "its members are being changed; switch it when that is done"));
         }
     };
-    Ok(plan.replace(key(name), Some(entry), &moved_on(entry, NamespaceState::Switching(switch))))
+    Ok(plan.replace(key(name), Some(entry), &with_state(entry, NamespaceState::Switching(switch))))
 }
 
 /// The plan for ending a switch before it is done.
@@ -88,8 +103,11 @@ pub(super) fn abort(view: &View, name: &NamespaceName) -> Result<Plan, Error> {
             let why = "the seal may be in the log already, so the switch will end; switch back when it has";
             Err(changing(name, why))
         }
-        NamespaceState::Switching(_) => {
-            Ok(plan.replace(key(name), Some(entry), &moved_on(entry, NamespaceState::Stable)))
+        NamespaceState::Switching(switch) => {
+            let mut record = with_state(entry, NamespaceState::Stable);
+            let past = past(entry, switch, entry.stamp.hlc.millis(), Vec::new());
+            remember(&mut record, Past { aborted: true, ..past });
+            Ok(plan.replace(key(name), Some(entry), &record))
         }
         _ => Err(invalid(format!("namespace {name} is not being switched"))),
     }
@@ -98,93 +116,150 @@ pub(super) fn abort(view: &View, name: &NamespaceName) -> Result<Plan, Error> {
 /// The plan for not waiting any longer for what a member may bring.
 pub(super) fn forget(view: &View, name: &NamespaceName, node: NodeId) -> Result<Plan, Error> {
     let entry = find(view, name)?;
-    match brought(name, entry, node) {
-        Some(plan) => Ok(Plan { goal: Goal::Namespace(name.clone()), ..plan }),
-        None => Err(invalid(format!("node {node} is owed nothing in namespace {name}"))),
+    let mut record = copy(entry);
+    let gone: Vec<_> = record.owed.extract_if(.., |(owed, _)| *owed == node).collect();
+    if gone.is_empty() {
+        return Err(invalid(format!("node {node} has nothing to bring to namespace {name}")));
     }
+    for past in record.history.iter_mut().filter(|past| gone.iter().any(|(_, epoch)| *epoch == past.epoch)) {
+        add(&mut past.forgotten, node);
+    }
+    record.version += 1;
+    Ok(Plan::new(Goal::Namespace(name.clone())).replace(key(name), Some(entry), &record))
 }
 
-/// The plan by which a member says that it has brought everything; `None` if nothing is owed to it.
-pub(crate) fn brought(name: &NamespaceName, entry: &Entry<NamespaceRecord>, node: NodeId) -> Option<Plan> {
+/// The plan by which a member says that it has brought all that it held of earlier epochs, up to these frontiers; `None`
+/// if nobody waits for it.
+pub(crate) fn brought(
+    name: &NamespaceName,
+    entry: &Entry<NamespaceRecord>,
+    node: NodeId,
+    upto: &BTreeMap<Epoch, Frontier>,
+) -> Option<Plan> {
     let mut record = copy(entry);
-    record.owed.retain(|(owed, _)| *owed != node);
-    if record == *entry.record {
+    let done: Vec<_> = record.owed.extract_if(.., |(owed, _)| *owed == node).collect();
+    if done.is_empty() {
         return None;
+    }
+    for (epoch, frontier) in &mut record.ended {
+        if let Some(held) = upto.get(epoch).filter(|_| done.contains(&(node, *epoch))) {
+            frontier.join(held);
+        }
     }
     record.version += 1;
     Some(Plan::new(Goal::Done).replace(key(name), Some(entry), &record))
 }
 
 /// The plan by which a member says what its replica has come to, and takes the step that this completes; `None` if it
-/// is no news. `waited` is how long this node has seen the entry at its version.
+/// is no news.
 pub(crate) fn advance(
     name: &NamespaceName,
     entry: &Entry<NamespaceRecord>,
     me: NodeId,
     came: &Came,
-    waited: Duration,
+    at: Moment,
 ) -> Option<Plan> {
-    let record = &entry.record;
-    let NamespaceState::Switching(switch) = &record.state else { return None };
+    let NamespaceState::Switching(switch) = &entry.record.state else { return None };
     let mut switch = switch.clone();
-    let part = record.members.contains(&me) && !switch.without.contains(&me);
-    let without = switch.without.clone();
-    let before = switch.clone();
-    let next = match (&mut switch.step, came) {
-        (Step::Ending, Came::Strong(Some(base))) => Some(activated(entry, &switch, base.clone(), &record.members)),
-        (Step::Ending, _) => None,
-        (Step::Gathering { near }, came) => {
-            if part && matches!(came, Came::Eventual { near: true, .. }) {
-                add(near, me);
+    if switch.asked_ms == 0 {
+        switch.asked_ms = entry.stamp.hlc.millis();
+    }
+    let step = switch.step.clone();
+    let next = match step {
+        Step::Gathering { near } => gather(entry, &switch, near, me, came, at),
+        Step::Sealing { expected, sealed } => seal(entry, &switch, expected, sealed, me, came, at),
+        Step::Converging { base, target, held } => converge(entry, &switch, base, target, held, me, came, at),
+        Step::Ending => match came {
+            Came::Strong(Some(base)) => {
+                switch.sealed_ms = switch.asked_ms;
+                activated(entry, &switch, base.clone(), None, &entry.record.members, at)
             }
-            gathered(record, &without, near, waited).then(|| {
-                let (attempt, expected) = (record.version + 1, near.clone());
-                let step = Step::Sealing { attempt, expected, sealed: Vec::new() };
-                moved_on(entry, NamespaceState::Switching(Switch { step, sealed_ms: 0, ..before.clone() }))
-            })
-        }
-        (Step::Sealing { attempt, expected, sealed }, came) => {
-            if switch.sealed_ms == 0 {
-                switch.sealed_ms = entry.stamp.hlc.millis();
-            }
-            if let Came::Eventual { fence: Some(fence), base, .. } = came
-                && part
-                && fence == attempt
-                && sealed.iter().all(|(node, _)| *node != me)
-            {
-                sealed.push((me, base.frontier.clone()));
-            }
-            let have: Vec<NodeId> = sealed.iter().map(|(node, _)| *node).collect();
-            let all = expected.iter().all(|node| have.contains(node));
-            if enough(record, &switch.without, &have) && (all || waited >= SLOW) {
-                let mut target = Frontier::default();
-                sealed.iter().for_each(|(_, frontier)| target.join(frontier));
-                let step = Step::Converging { attempt: *attempt, base: have, target, held: Vec::new() };
-                Some(moved_on(entry, NamespaceState::Switching(Switch { step, ..switch.clone() })))
-            } else {
-                over(entry, &switch, waited)
-            }
-        }
-        (Step::Converging { attempt, base, target, held }, came) => {
-            if let Came::Eventual { fence: Some(fence), base: mine, .. } = came
-                && fence == attempt
-                && base.contains(&me)
-                && mine.frontier.covers(target)
-                && !held.contains(&(me, mine.clone()))
-            {
-                held.retain(|(node, _)| *node != me);
-                held.push((me, mine.clone()));
-            }
-            let agreed = (held.len() == base.len()).then(|| agreement(held)).flatten();
-            let members = base.clone();
-            match agreed {
-                Some(common) => Some(activated(entry, &switch, common, &members)),
-                None => over(entry, &switch, waited),
-            }
-        }
+            _ => return None,
+        },
     };
-    let next = next.unwrap_or_else(|| NamespaceRecord { state: NamespaceState::Switching(switch), ..copy(entry) });
     (next != *entry.record).then(|| Plan::new(Goal::Done).replace(key(name), Some(entry), &next))
+}
+
+/// Writes go on. Those that lack nothing say so; when enough have, writes are stopped.
+fn gather(
+    entry: &Entry<NamespaceRecord>,
+    switch: &Switch,
+    mut near: Vec<NodeId>,
+    me: NodeId,
+    came: &Came,
+    at: Moment,
+) -> NamespaceRecord {
+    let record = &entry.record;
+    if takes_part(record, switch, me) && matches!(came, Came::Eventual { near: true, .. }) {
+        add(&mut near, me);
+    }
+    if !gathered(record, switch, &near, at.waited) {
+        return go_on(entry, switch, Step::Gathering { near });
+    }
+    let step = Step::Sealing { expected: near, sealed: Vec::new() };
+    let switch = Switch { tries: switch.tries + 1, sealed_ms: now(entry, at), ..switch.clone() };
+    NamespaceRecord { attempts: record.attempts + 1, ..go_on(entry, &switch, step) }
+}
+
+/// Writes have stopped at whoever has sealed. When enough have, they are the base.
+fn seal(
+    entry: &Entry<NamespaceRecord>,
+    switch: &Switch,
+    expected: Vec<NodeId>,
+    mut sealed: Vec<(NodeId, Frontier)>,
+    me: NodeId,
+    came: &Came,
+    at: Moment,
+) -> NamespaceRecord {
+    let record = &entry.record;
+    if let Came::Eventual { fence, held, .. } = came
+        && *fence == Some(record.attempts)
+        && takes_part(record, switch, me)
+        && sealed.iter().all(|(node, _)| *node != me)
+    {
+        sealed.push((me, held.frontier.clone()));
+    }
+    let have: Vec<NodeId> = sealed.iter().map(|(node, _)| *node).collect();
+    let all = expected.iter().all(|node| have.contains(node));
+    if !enough(record, &switch.without, &have) || !(all || at.waited >= SLOW) {
+        return over(entry, switch, at).unwrap_or_else(|| go_on(entry, switch, Step::Sealing { expected, sealed }));
+    }
+    let mut target = Frontier::default();
+    sealed.iter().for_each(|(_, frontier)| target.join(frontier));
+    go_on(entry, switch, Step::Converging { base: have, target, held: Vec::new() })
+}
+
+/// The members of the base get from each other what any of them held. When all hold the same, the next epoch begins.
+#[allow(clippy::too_many_arguments, reason = "the parts of the step, and who speaks when")]
+fn converge(
+    entry: &Entry<NamespaceRecord>,
+    switch: &Switch,
+    base: Vec<NodeId>,
+    target: Frontier,
+    mut held: Vec<(NodeId, Held)>,
+    me: NodeId,
+    came: &Came,
+    at: Moment,
+) -> NamespaceRecord {
+    let record = &entry.record;
+    if let Came::Eventual { fence, converged, held: mine, .. } = came
+        && (*fence, *converged) == (Some(record.attempts), Some(record.attempts))
+        && base.contains(&me)
+        && mine.frontier.covers(&target)
+        && held.iter().all(|(node, _)| *node != me)
+    {
+        held.push((me, Held::clone(mine)));
+    }
+    if held.len() == base.len()
+        && let Some((common, frontier)) = agreement(&held)
+    {
+        return activated(entry, switch, common, Some(frontier), &base, at);
+    }
+    over(entry, switch, at).unwrap_or_else(|| go_on(entry, switch, Step::Converging { base, target, held }))
+}
+
+fn takes_part(record: &NamespaceRecord, switch: &Switch, node: NodeId) -> bool {
+    record.members.contains(&node) && !switch.without.contains(&node)
 }
 
 /// Whether so many members make up a base: of every acknowledged write at least one of them holds a copy, and they
@@ -196,51 +271,82 @@ fn enough(record: &NamespaceRecord, without: &[NodeId], have: &[NodeId]) -> bool
     have.len() > members / 2 && (have.len() > members.saturating_sub(copies) || (!without.is_empty() && all_others))
 }
 
-/// Whether writes may be stopped: everybody is near, or enough are, and the others have been away for a while.
-fn gathered(record: &NamespaceRecord, without: &[NodeId], near: &[NodeId], waited: Duration) -> bool {
-    let all = record.members.iter().all(|node| without.contains(node) || near.contains(node));
-    enough(record, without, near) && (all || waited >= AWAY)
+/// Whether writes may be stopped: everybody is near, or enough are, and the others have been away for a while. After an
+/// attempt that failed, not at once.
+fn gathered(record: &NamespaceRecord, switch: &Switch, near: &[NodeId], waited: Duration) -> bool {
+    let all = record.members.iter().all(|node| switch.without.contains(node) || near.contains(node));
+    let rest = if switch.tries == 0 { Duration::ZERO } else { REST.saturating_mul(1 << switch.tries.min(5)) };
+    enough(record, &switch.without, near) && waited >= rest && (all || waited >= AWAY)
 }
 
-/// What all that hold the target come to, if they agree.
-fn agreement(held: &[(NodeId, Base)]) -> Option<Base> {
-    let (_, first) = held.first()?;
-    let equal = held.iter().all(|(_, base)| (base.digest, base.keys) == (first.digest, first.keys));
-    equal.then(|| {
-        let mut common = first.clone();
-        for (_, base) in held {
-            common.last = common.last.max(base.last);
-            common.frontier.meet(&base.frontier);
-        }
-        common
-    })
+/// What all that have converged come to, if they agree.
+fn agreement(held: &[(NodeId, Held)]) -> Option<(Base, Frontier)> {
+    let (_, one) = held.first()?;
+    let same = |other: &Held| (other.digest, other.keys, &other.frontier) == (one.digest, one.keys, &one.frontier);
+    if !held.iter().all(|(_, other)| same(other)) {
+        return None;
+    }
+    let last = held.iter().map(|(_, other)| other.last).max().unwrap_or_default();
+    let answers = held.iter().all(|(_, other)| other.answers == one.answers);
+    Some((Base { last, digest: one.digest, keys: one.keys, answers }, one.frontier.clone()))
 }
 
 /// Writes have been stopped for too long: the fences go, and the switch begins again when the way is clear.
-fn over(entry: &Entry<NamespaceRecord>, switch: &Switch, waited: Duration) -> Option<NamespaceRecord> {
-    let again = Switch { step: Step::Gathering { near: Vec::new() }, sealed_ms: 0, ..switch.clone() };
-    (waited >= BOUND).then(|| moved_on(entry, NamespaceState::Switching(again)))
+fn over(entry: &Entry<NamespaceRecord>, switch: &Switch, at: Moment) -> Option<NamespaceRecord> {
+    (at.waited >= BOUND).then(|| go_on(entry, switch, Step::Gathering { near: Vec::new() }))
 }
 
-/// The next epoch, over what `with` hold.
-fn activated(entry: &Entry<NamespaceRecord>, switch: &Switch, base: Base, with: &[NodeId]) -> NamespaceRecord {
-    let mut record = moved_on(entry, NamespaceState::Stable);
-    let (ended, ended_ms) = (record.epoch, entry.stamp.hlc.millis());
-    let sealed_ms = if switch.sealed_ms == 0 { ended_ms } else { switch.sealed_ms };
+/// The next epoch, over what `with` hold; `end` is up to where they hold every write, if the old one was eventual.
+fn activated(
+    entry: &Entry<NamespaceRecord>,
+    switch: &Switch,
+    base: Base,
+    end: Option<Frontier>,
+    with: &[NodeId],
+    at: Moment,
+) -> NamespaceRecord {
+    let mut record = with_state(entry, NamespaceState::Stable);
     let apart: Vec<NodeId> = record.members.iter().copied().filter(|node| !with.contains(node)).collect();
-    if record.mode == Mode::Eventual {
-        record.owed.extend(apart.iter().map(|node| (*node, ended)));
+    remember(&mut record, past(entry, switch, now(entry, at), apart.clone()));
+    if let Some(end) = end {
+        record.owed.extend(apart.iter().map(|node| (*node, record.epoch)));
+        record.ended.push((record.epoch, end));
+        let old = record.ended.len().saturating_sub(HISTORY);
+        record.ended.drain(..old);
     }
+    record.version += 1;
     record.mode = other(record.mode);
-    record.epoch = duet_proto::Epoch(ended.0 + 1);
+    record.epoch = Epoch(record.epoch.0 + 1);
     record.initial = record.members.clone();
-    record.left = apart.clone();
+    record.left = apart;
     record.base = Some(base);
-    let to = record.mode;
-    record.history.push(Past { epoch: ended, to, asked_ms: switch.asked_ms, sealed_ms, ended_ms, without: apart });
+    record
+}
+
+fn past(entry: &Entry<NamespaceRecord>, switch: &Switch, ended_ms: u64, apart: Vec<NodeId>) -> Past {
+    let record = &entry.record;
+    Past {
+        epoch: record.epoch,
+        to: other(record.mode),
+        asked_ms: switch.asked_ms,
+        sealed_ms: switch.sealed_ms,
+        ended_ms,
+        tries: switch.tries,
+        apart,
+        aborted: false,
+        forgotten: Vec::new(),
+    }
+}
+
+fn remember(record: &mut NamespaceRecord, past: Past) {
+    record.history.push(past);
     let old = record.history.len().saturating_sub(HISTORY);
     record.history.drain(..old);
-    record
+}
+
+/// The speaker's clock, but never before the entry.
+fn now(entry: &Entry<NamespaceRecord>, at: Moment) -> u64 {
+    at.wall_ms.max(entry.stamp.hlc.millis())
 }
 
 fn first(mode: Mode) -> Step {
@@ -250,7 +356,7 @@ fn first(mode: Mode) -> Step {
     }
 }
 
-fn other(mode: Mode) -> Mode {
+pub(crate) fn other(mode: Mode) -> Mode {
     match mode {
         Mode::Eventual => Mode::Strong,
         Mode::Strong => Mode::Eventual,
@@ -265,14 +371,18 @@ fn checked_without(record: &NamespaceRecord, to: Mode, without: &[NodeId]) -> Re
     if to == Mode::Eventual && !without.is_empty() {
         return Err(invalid("a switch to eventual waits for no particular member: any quorum completes it".into()));
     }
-    if without.len() * 2 >= record.members.len() {
+    if !without.is_empty() && without.len() * 2 >= record.members.len() {
         return Err(invalid("without them there is no majority".into()));
     }
     Ok(without.into_iter().collect())
 }
 
-fn moved_on(entry: &Entry<NamespaceRecord>, state: NamespaceState) -> NamespaceRecord {
-    NamespaceRecord { version: entry.record.version + 1, state, ..copy(entry) }
+fn go_on(entry: &Entry<NamespaceRecord>, switch: &Switch, step: Step) -> NamespaceRecord {
+    NamespaceRecord { state: NamespaceState::Switching(Switch { step, ..switch.clone() }), ..copy(entry) }
+}
+
+fn with_state(entry: &Entry<NamespaceRecord>, state: NamespaceState) -> NamespaceRecord {
+    NamespaceRecord { state, ..copy(entry) }
 }
 
 fn add(list: &mut Vec<NodeId>, node: NodeId) {

@@ -1,6 +1,6 @@
 //! Switches among members that write, acknowledge, pull, seal, report and learn of them in any order.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use duet_proto::{Admin, Digest, Epoch, Hlc, Stamp};
 use proptest::prelude::*;
@@ -18,6 +18,8 @@ struct Replica {
     fence: Option<u64>,
     /// From whom alone it takes anything while it is fenced.
     only: Vec<NodeId>,
+    /// From which of them it has, since.
+    pulled: BTreeSet<NodeId>,
 }
 
 #[derive(Debug)]
@@ -112,11 +114,13 @@ impl World {
     fn learn(&mut self, node: NodeId) {
         let record = self.record();
         let Some(replica) = self.replicas.get_mut(&node) else { return };
-        replica.fence = record.fence();
-        replica.only = match &record.state {
+        let only = match &record.state {
             NamespaceState::Switching(Switch { step: Step::Converging { base, .. }, .. }) => base.clone(),
             _ => Vec::new(),
         };
+        if (replica.fence, &replica.only) != (record.fence(), &only) {
+            (replica.fence, replica.only, replica.pulled) = (record.fence(), only, BTreeSet::from([node]));
+        }
     }
 
     fn pull(&mut self, to: NodeId, from: NodeId) {
@@ -125,6 +129,7 @@ impl World {
             && (replica.fence.is_none() || replica.only.contains(&from) && replica.only.contains(&to))
         {
             replica.held.join(&held);
+            replica.pulled.insert(from);
         }
     }
 
@@ -133,13 +138,16 @@ impl World {
         let last = Stamp { epoch: Epoch(1), ..Stamp::default() };
         let digest =
             replica.held.iter().fold(0u128, |sum, (node, hlc)| sum * 1000 + u128::from(node.0) + u128::from(hlc.0));
-        let base = Base { last, digest: Digest(digest), keys: 0, frontier: replica.held.clone() };
-        let came = Came::Eventual { near: true, fence: replica.fence, base };
-        let waited = if long { BOUND } else { Duration::ZERO };
-        let Some(plan) = advance(&name("e").unwrap(), &entry, node, &came, waited) else { return };
+        let held = Held { last, digest: Digest(digest), keys: 0, frontier: replica.held.clone(), answers: None };
+        let whole = !replica.only.is_empty() && replica.only.iter().all(|from| replica.pulled.contains(from));
+        let converged = replica.fence.filter(|_| whole);
+        let came = Came::Eventual { near: true, fence: replica.fence, converged, held: Box::new(held) };
+        let waited = if long { BOUND * 30 } else { Duration::ZERO };
+        let at = Moment { waited, wall_ms: 0 };
+        let Some(plan) = advance(&name("e").unwrap(), &entry, node, &came, at) else { return };
         assert!(self.store.commit(&plan), "planned on what is there");
         let after = self.record();
-        assert!(after.version >= entry.record.version);
+        assert!(after.attempts >= entry.record.attempts);
         if after.mode == Mode::Strong {
             self.is_safe(&after);
         }
@@ -147,9 +155,9 @@ impl World {
 
     /// What was acknowledged is in the base, whoever is in it.
     fn is_safe(&self, record: &NamespaceRecord) {
-        let base = record.base.clone().unwrap();
+        let end = record.end_of(Epoch(1)).unwrap();
         for write in self.writes.iter().filter(|write| write.acknowledged) {
-            assert!(base.frontier.get(write.origin) >= write.hlc, "{write:?} is not in {record:?}");
+            assert!(end.get(write.origin) >= write.hlc, "{write:?} is not in {record:?}");
         }
         assert_eq!((record.epoch, &record.state), (Epoch(2), &NamespaceState::Stable));
         assert_eq!(record.owed.len(), record.left.len());
@@ -159,11 +167,12 @@ impl World {
     /// With everybody there, a switch comes to its end.
     fn settle(&mut self) {
         self.admin(&ask(Mode::Strong, &[]));
-        for _ in 0..10 {
+        for _ in 0..12 {
             for node in 1..4 {
                 self.take(&Act::Learn(node));
                 (1..4).for_each(|from| self.take(&Act::Pull(node, from)));
-                self.take(&Act::Report(node, false));
+                // Attempts that failed are followed by a rest.
+                self.take(&Act::Report(node, self.record().fence().is_none()));
             }
         }
         assert_eq!(self.record().mode, Mode::Strong, "{:?}", self.record());
@@ -184,6 +193,7 @@ proptest! {
 
 fn eventual(world: &mut World, node: u32, long: bool) {
     world.take(&Act::Learn(node));
+    (1..4).for_each(|from| world.take(&Act::Pull(node, from)));
     world.take(&Act::Report(node, long));
 }
 
@@ -242,7 +252,8 @@ fn an_end_that_is_in_the_log_cannot_be_taken_back() {
     assert!(matches!(plan(&world.store.view(), &ask(Mode::Strong, &[])), Err(Error::Changing { .. })));
     let base = world.record().base.unwrap();
     let entry = world.store.entry("e");
-    let said = |came| advance(&name("e").unwrap(), &entry, NodeId(2), &came, Duration::ZERO);
+    let at = Moment { waited: Duration::ZERO, wall_ms: 0 };
+    let said = |came| advance(&name("e").unwrap(), &entry, NodeId(2), &came, at);
     assert_eq!(said(Came::Strong(None)), None);
     let plan = said(Came::Strong(Some(base))).unwrap();
     assert!(world.store.commit(&plan));
