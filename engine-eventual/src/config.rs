@@ -89,4 +89,14 @@ pub enum Planted {
     TokenWithoutStamps,
     /// Counts copies between members of different versions (rule 8).
     CopiesOfAnyVersion,
+    /// Keeps a fence in memory only (rule 9).
+    FenceForgets,
+    /// Takes in, and acknowledges, what others push to a fenced replica (rule 9).
+    MergeWhileFenced,
+    /// Converges with members outside the base too (rule 9).
+    ConvergeFromOutside,
+    /// Lets a session outlive a fence (rule 9).
+    SessionOutlivesFence,
+    /// Lifts a fence for the sake of an older attempt (rule 9).
+    LiftByOlder,
 }

@@ -11,15 +11,15 @@ use std::{
 };
 
 use bytes::Bytes;
-use duet_proto::{Answer, Epoch, Error, Mode, NamespaceId, NamespaceName, NamespaceStatus, NodeId, Op, Token};
-use duet_store::{DiskGuard, Store, StoreError};
+use duet_proto::{Answer, Epoch, Error, Mode, NamespaceId, NamespaceName, NamespaceStatus, NodeId, Op, Stamp, Token};
+use duet_store::{Committer, DiskGuard, Store, StoreError};
 use tokio::{
     sync::{mpsc, oneshot},
     time::Instant,
 };
 
 use crate::{
-    EngineConfig, Frontier, Members, Start,
+    Base, EngineConfig, Frontier, Members, Order, Start,
     gossip::{NodeWord, SpaceWord},
     window::{Look, Window},
 };
@@ -48,10 +48,13 @@ pub struct SpaceSpec {
     pub epoch: Epoch,
     /// The namespace's name.
     pub name: NamespaceName,
-    /// Whether it comes into being together with the namespace, or later.
+    /// Whether it comes into being together with the epoch, or later.
     pub start: Start,
     /// The members, as the catalog has them.
     pub members: Members,
+    /// What the epoch begins with, unless that is nothing. A founder takes over the records that are in place: they must
+    /// come to this.
+    pub base: Option<Base>,
 }
 
 impl SpaceSpec {
@@ -120,7 +123,7 @@ pub struct SpaceInfo {
     pub failed: Option<String>,
 }
 
-/// What the coordinator of a change of members needs to know of one member (rule 8).
+/// What a change of members (rule 8), or the end of an epoch (rule 9), needs to know of one member.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Standing {
     /// The version of the members that it durably goes by.
@@ -133,6 +136,17 @@ pub struct Standing {
     pub whole: bool,
     /// The latest reports of the other members: each one's version, and what it durably held in that version.
     pub others: BTreeMap<NodeId, (u64, Frontier)>,
+    /// The attempt to end the epoch for which it is durably fenced.
+    pub fence: Option<u64>,
+    /// The attempt in which it has come to hold, durably, what all members of the base held.
+    pub converged: Option<u64>,
+    /// Whether it lacks nothing that it knows of but what was written just now: to end the epoch would be quick. It
+    /// promises nothing.
+    pub near: bool,
+    /// Whether it holds nothing beyond its frontier.
+    pub clean: bool,
+    /// What its records come to. `last` covers what the frontier claims, so it is equal where frontiers and records are.
+    pub base: Base,
 }
 
 /// Figures since the start.
@@ -189,6 +203,8 @@ pub(crate) enum Command {
     Create { spec: SpaceSpec, reply: Reply<()> },
     SetMembers { id: SpaceId, members: Members, reply: Reply<()> },
     Remove { id: SpaceId, reply: Reply<()> },
+    Retire { id: SpaceId, reply: Reply<()> },
+    Order { id: SpaceId, order: Order, reply: Reply<Option<Stamp>> },
     Recount { id: SpaceId, reply: Reply<()> },
     Damaged { id: SpaceId, key: Bytes },
     Standing { id: SpaceId, reply: oneshot::Sender<Option<Standing>> },
@@ -262,6 +278,9 @@ pub struct Handle {
     pub(crate) board: Arc<Board>,
     pub(crate) store: Arc<dyn Store>,
     pub(crate) disk: DiskGuard,
+    pub(crate) committer: Committer,
+    /// Who changes rows that outlive replicas does so from what the one before has left.
+    pub(crate) tidy: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl fmt::Debug for Handle {
@@ -276,10 +295,11 @@ impl Handle {
         commands: mpsc::UnboundedSender<Command>,
         board: Arc<Board>,
         store: Arc<dyn Store>,
+        committer: Committer,
         disk: DiskGuard,
     ) -> Handle {
         let (node, value_max, token_wait) = (config.replica.node, config.value_max, config.token_wait);
-        Handle { node, value_max, token_wait, commands, board, store, disk }
+        Handle { node, value_max, token_wait, commands, board, store, disk, committer, tidy: Arc::default() }
     }
 
     /// Reads or writes. Answers by `deadline` whatever happens.
@@ -290,7 +310,8 @@ impl Handle {
     /// # Errors
     /// `NotHere` without members if this node holds no replica of the namespace in that epoch; `TokenNotCovered`;
     /// `NotEnoughCopies` if too few members have synced a write in time; `Unsupported` for conditional writes;
-    /// `ClockSkew`, `DiskFull`, `EpochChanged` for a cursor of another epoch; otherwise as [`Error`] says.
+    /// `Changing` for a write when the epoch is about to end; `ClockSkew`, `DiskFull`, `EpochChanged` for a cursor of
+    /// another epoch; otherwise as [`Error`] says.
     pub async fn call(
         &self,
         namespace: NamespaceId,
@@ -410,26 +431,31 @@ impl Handle {
 
     /// Reads every record of a replica: those that cannot be read are asked of the others, and if the digest or the
     /// counts are not what the records come to, they are made anew. Returns when all has been read; what was found
-    /// damaged is replaced later, as the counters of [`Handle::statuses`] tell.
+    /// damaged is replaced later, as the counters of [`Handle::statuses`] tell. A replica that is fenced is left alone:
+    /// its records may be those of the next epoch.
     ///
     /// # Errors
     /// If there is no such replica, it has failed, or the store cannot be read.
     pub async fn scrub(&self, id: SpaceId) -> Result<(), SpaceError> {
         let window = self.board.spaces().get(&id).cloned().ok_or(SpaceError::Unknown(id))?;
-        let Look { view, .. } = window.look(&*self.store).map_err(|why| SpaceError::Failed { why })?;
+        let Look { reader, view } = window.look(&*self.store).map_err(|why| SpaceError::Failed { why })?;
+        if reader.fenced {
+            return Ok(());
+        }
         let found = crate::scrub::scrub(view, id, |key| {
             let _ = self.commands.send(Command::Damaged { id, key });
         });
         if found.await? { Ok(()) } else { self.ask(|reply| Command::Recount { id, reply }).await }
     }
 
-    async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, SpaceError> {
+    pub(crate) async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, SpaceError> {
         let (reply, answer) = oneshot::channel();
         self.commands.send(command(reply)).map_err(|_| SpaceError::Stopped)?;
         answer.await.unwrap_or(Err(SpaceError::Stopped))
     }
 
-    /// How one replica stands in a change of members; `None` if it is not here or has failed.
+    /// How one replica stands in a change of members or at the end of its epoch; `None` if it is not here or has
+    /// failed.
     pub async fn standing(&self, id: SpaceId) -> Option<Standing> {
         let (reply, answer) = oneshot::channel();
         self.commands.send(Command::Standing { id, reply }).ok()?;

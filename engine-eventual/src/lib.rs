@@ -49,6 +49,7 @@
 mod clock;
 mod config;
 mod driver;
+mod ending;
 mod frontier;
 mod gossip;
 mod handle;
@@ -57,6 +58,7 @@ pub mod message;
 mod replica;
 mod rows;
 mod scrub;
+mod stash;
 mod table;
 mod window;
 
@@ -68,4 +70,7 @@ pub use gossip::{GossipConfig, NodeWord, SpaceWord};
 pub use handle::{Call, Handle, Metrics, SpaceError, SpaceId, SpaceInfo, SpaceSpec, Standing};
 pub use members::{Change, Members};
 pub use message::{Envelope, Message, MessageError};
-pub use replica::{Counters, Cx, Effects, Input, Persisting, Replica, Start, Status, Ticket, Unpersisted};
+pub use replica::{
+    Base, Counters, Cx, Effects, Input, Order, Persisting, Refused, Replica, Start, Status, Ticket, Unpersisted,
+};
+pub use stash::{Late, LateWrite};

@@ -1,7 +1,7 @@
 //! What replicas say to each other: postcard behind a version byte, whatever the lane.
 
 use bytes::Bytes;
-use duet_proto::{Body, Digest, Epoch, Hlc, NamespaceId, NodeId, Record};
+use duet_proto::{Body, Digest, Epoch, Hlc, NamespaceId, NodeId, Record, Stamp};
 use serde::{Deserialize, Serialize};
 
 use crate::Frontier;
@@ -143,6 +143,8 @@ pub struct Copied {
     pub floor: Frontier,
     /// What the copy will claim at its end.
     pub target: Frontier,
+    /// The highest stamp of earlier epochs with which this one began.
+    pub begin: Stamp,
     /// The key after which this begins.
     pub after: Option<Bytes>,
     /// The records, tombstones included.

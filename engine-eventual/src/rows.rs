@@ -28,6 +28,12 @@ pub(crate) struct Meta {
     pub(crate) members: Members,
     /// What was held durably when this version of the members was adopted (rule 8).
     pub(crate) moved: Frontier,
+    /// The highest stamp of earlier epochs that was held when this one began.
+    pub(crate) begin: Stamp,
+    /// No write of this epoch is taken any more, as long as this attempt to end it lasts.
+    pub(crate) fence: Option<u64>,
+    /// What the next epoch began without was put aside.
+    pub(crate) stashed: bool,
 }
 
 /// Whether a member holds all that it claims to be a member of.
@@ -56,6 +62,9 @@ impl Meta {
             standing,
             members,
             moved: Frontier::default(),
+            begin: Stamp::default(),
+            fence: None,
+            stashed: false,
         }
     }
 

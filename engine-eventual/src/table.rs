@@ -131,8 +131,13 @@ impl<'a> Table<'a> {
     pub(crate) fn unlist(&mut self, old: &Record) {
         self.batch.delete(Family::Origin, self.index_key(old.stamp));
         if old.body == Body::Tombstone {
-            self.batch.delete(Family::Namespace, layout::tombstone_key(self.namespace, old.stamp));
+            self.unlist_tombstone(old.stamp);
         }
+    }
+
+    /// Takes a stamp out of the list of tombstones.
+    pub(crate) fn unlist_tombstone(&mut self, stamp: Stamp) {
+        self.batch.delete(Family::Namespace, layout::tombstone_key(self.namespace, stamp));
     }
 
     fn index_key(&self, stamp: Stamp) -> Bytes {

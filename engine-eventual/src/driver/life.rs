@@ -81,9 +81,11 @@ impl Driver {
     }
 
     fn found(&mut self, spec: SpaceSpec, reply: Reply<()>) {
-        let (id, SpaceSpec { name, start, members, .. }) = (spec.id(), spec);
+        let (id, SpaceSpec { name, start, members, base, .. }) = (spec.id(), spec);
         let config = self.config.replica.clone();
-        match Replica::create(config, id.namespace, id.epoch, start, members) {
+        // A courtesy to readers of stamps: those of a later epoch win whatever the clock says.
+        let _ = base.map(|base| self.clock.observe(base.last.hlc));
+        match Replica::create(config, id.namespace, id.epoch, start, members, base) {
             Ok((replica, state)) => {
                 let mut batch = Batch::new();
                 rows::put(&mut batch, id, &name);
@@ -110,6 +112,25 @@ impl Driver {
     }
 
     pub(super) fn remove(&mut self, id: SpaceId, reply: Reply<()>) {
+        self.take_away(id, reply, rows::destroy);
+    }
+
+    /// Removes a replica whose records belong to the next epoch.
+    pub(super) fn retire(&mut self, id: SpaceId, reply: Reply<()>) {
+        let goes_on = match self.spaces.get(&id).map(|space| &space.slot) {
+            Some(Slot::Running(running)) => running.replica.status().fence.is_none(),
+            Some(Slot::Creating(..)) => true,
+            Some(Slot::Failed(_)) | None => false,
+        };
+        if goes_on {
+            let why = format!("the epoch goes on: the replica {id} is not fenced");
+            let _ = reply.send(Err(SpaceError::Invalid { why }));
+            return;
+        }
+        self.take_away(id, reply, rows::retire);
+    }
+
+    fn take_away(&mut self, id: SpaceId, reply: Reply<()>, rows: fn(&mut Batch, SpaceId)) {
         if let Some(replies) = self.removing.get_mut(&id) {
             replies.push(reply);
             return;
@@ -133,7 +154,7 @@ impl Driver {
         self.removing.insert(id, vec![reply]);
         // Behind a step that is on its way: the committer keeps the order.
         let mut batch = Batch::new();
-        rows::destroy(&mut batch, id);
+        rows(&mut batch, id);
         self.submit(batch, Landed { id, serial: space.serial, what: Durable::Removed });
     }
 

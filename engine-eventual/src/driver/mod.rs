@@ -75,7 +75,7 @@ impl EventualEngine {
         let (commands, inbox) = mpsc::unbounded_channel();
         let (told, landed) = mpsc::unbounded_channel();
         let board = Arc::new(Board::default());
-        let handle = Handle::new(&config, commands, board.clone(), store.clone(), disk.clone());
+        let handle = Handle::new(&config, commands, board.clone(), store.clone(), committer.clone(), disk.clone());
         let PeerLink { sync_out, sync_in, gossip_out, mut gossip_in } = link;
         let (gossip, identity) = (config.gossip.clone(), (config.replica.node, config.replica.boot));
         let shared = board.clone();
@@ -281,6 +281,11 @@ impl Driver {
             }
             Command::Create { spec, reply } => self.create(spec, reply),
             Command::Remove { id, reply } => self.remove(id, reply),
+            Command::Retire { id, reply } => self.retire(id, reply),
+            Command::Order { id, order, reply } => {
+                let ticket = self.ticket();
+                self.queue(id, now, reply, |r| Queued::Order(ticket, order, r));
+            }
             Command::SetMembers { id, members, reply } => self.queue(id, now, reply, |r| Queued::Members(members, r)),
             Command::Recount { id, reply } => self.queue(id, now, reply, Queued::Recount),
             Command::Damaged { id, key } => {
@@ -290,8 +295,8 @@ impl Driver {
                 }
             }
             Command::Standing { id, reply } => {
-                let standing = self.running(id, now).ok().map(|(running, _)| status::standing(&running.replica));
-                let _ = reply.send(standing);
+                let running = self.running(id, now).ok();
+                let _ = reply.send(running.and_then(|(running, lent)| status::standing(running, &lent)));
             }
             Command::Statuses { reply } => {
                 let _ = reply.send(self.statuses(now));
@@ -305,7 +310,7 @@ impl Driver {
         Ticket(self.tickets)
     }
 
-    fn queue(&mut self, id: SpaceId, now: Instant, reply: Reply<()>, queued: impl FnOnce(Reply<()>) -> Queued) {
+    fn queue<T>(&mut self, id: SpaceId, now: Instant, reply: Reply<T>, queued: impl FnOnce(Reply<T>) -> Queued) {
         match self.running(id, now) {
             Ok((running, _)) => {
                 running.push(queued(reply), 64);
@@ -434,7 +439,14 @@ impl Driver {
                 Err(error) => tracing::error!(space = %id, %error, "a message cannot be encoded"),
             }
         }
-        let Some(Space { slot: Slot::Running(running), .. }) = self.spaces.get_mut(&id) else { return };
+        let Some(Space { slot: Slot::Running(running), name, .. }) = self.spaces.get_mut(&id) else { return };
+        for (ticket, result) in effects.orders {
+            running.carried_out(ticket, result);
+        }
+        for ticket in effects.fenced {
+            let (namespace, why) = (name.clone(), "its epoch is about to end".to_owned());
+            running.answer(ticket, Err(Error::Changing { namespace, why }));
+        }
         for (ticket, answer) in effects.answers {
             match &answer {
                 Err(Error::NotEnoughCopies { .. }) => self.metrics.not_enough_copies += 1,

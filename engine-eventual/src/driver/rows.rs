@@ -59,10 +59,15 @@ fn name(key: &[u8], value: &Bytes) -> Result<NamespaceName, StoreError> {
 pub(crate) fn destroy(batch: &mut Batch, id: SpaceId) {
     let (from, to) = layout::prefix_range(layout::namespace_prefix(id.namespace));
     batch.delete_range(Family::Data, from, to);
-    let (from, to) = layout::prefix_range(layout::group_prefix(id.namespace, id.epoch));
-    batch.delete_range(Family::Origin, from, to);
     let (from, to) = tombstones(id.namespace);
     batch.delete_range(Family::Namespace, from, to);
+    retire(batch, id);
+}
+
+/// Removes a replica, and leaves its records and its list of tombstones to the next epoch.
+pub(crate) fn retire(batch: &mut Batch, id: SpaceId) {
+    let (from, to) = layout::prefix_range(layout::group_prefix(id.namespace, id.epoch));
+    batch.delete_range(Family::Origin, from, to);
     batch.delete(Family::Namespace, meta_key(id.namespace, id.epoch));
     batch.delete(Family::Namespace, space_key(id));
 }

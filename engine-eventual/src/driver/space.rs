@@ -7,14 +7,14 @@ use std::{
     time::Duration,
 };
 
-use duet_proto::{Answer, Error, NodeId, Op};
+use duet_proto::{Answer, Error, NodeId, Op, Stamp};
 use duet_store::{Batch, Store, StoreError};
 use tokio::{sync::oneshot, time::Instant};
 
 use super::lag::Lag;
 use crate::{
-    Call, Clock, Cx, Effects, EngineConfig, Envelope, Input, Members, Message, Persisting, Replica, SpaceError,
-    Ticket, handle::Reply, window::Window,
+    Call, Clock, Cx, Effects, EngineConfig, Envelope, Input, Members, Message, Order, Persisting, Refused, Replica,
+    SpaceError, Ticket, handle::Reply, window::Window,
 };
 
 /// How long before its deadline a write that waits for copies is answered, at most.
@@ -34,6 +34,8 @@ pub(crate) struct Running {
     deadlines: BTreeSet<(Instant, Ticket)>,
     /// Those who wait for the step that is on its way.
     told: Vec<Reply<()>>,
+    /// Those whose orders have been given to it.
+    ordered: BTreeMap<Ticket, Reply<Option<Stamp>>>,
     in_flight: bool,
     forgotten: u64,
     next_tick: Instant,
@@ -51,6 +53,7 @@ pub(crate) enum Queued {
     Peer(NodeId, Envelope),
     Members(Members, Reply<()>),
     Recount(Reply<()>),
+    Order(Ticket, Order, Reply<Option<Stamp>>),
 }
 
 struct Waiter {
@@ -102,6 +105,7 @@ impl Running {
             waiting: BTreeMap::new(),
             deadlines: BTreeSet::new(),
             told: Vec::new(),
+            ordered: BTreeMap::new(),
             in_flight: false,
             forgotten: 0,
             next_tick: now,
@@ -202,6 +206,10 @@ impl Running {
                     inputs.push(Input::Scrub);
                     self.told.push(reply);
                 }
+                Queued::Order(ticket, order, reply) => {
+                    inputs.push(Input::Order(ticket, order));
+                    self.ordered.insert(ticket, reply);
+                }
             }
         }
         inputs
@@ -264,6 +272,13 @@ impl Running {
         let _ = waiter.reply.send(answer);
     }
 
+    /// Answers who has given an order.
+    pub(crate) fn carried_out(&mut self, ticket: Ticket, result: Result<Option<Stamp>, Refused>) {
+        if let Some(reply) = self.ordered.remove(&ticket) {
+            let _ = reply.send(result.map_err(|Refused { why }| SpaceError::Invalid { why }));
+        }
+    }
+
     /// When it is to be looked after again, if nothing arrives.
     pub(crate) fn schedule(&mut self, lent: &Lent<'_>) -> Instant {
         let forgotten = self.replica.counters().forgotten;
@@ -297,9 +312,16 @@ impl Running {
             let _ = waiter.reply.send(Err(error));
         }
         for (queued, _) in self.queue.drain(..) {
-            if let Queued::Members(_, reply) | Queued::Recount(reply) = queued {
-                self.told.push(reply);
+            match queued {
+                Queued::Members(_, reply) | Queued::Recount(reply) => self.told.push(reply),
+                Queued::Order(ticket, _, reply) => {
+                    self.ordered.insert(ticket, reply);
+                }
+                Queued::Write(..) | Queued::Peer(..) => {}
             }
+        }
+        for (_, reply) in std::mem::take(&mut self.ordered) {
+            let _ = reply.send(Err(error.clone()));
         }
         for reply in self.told.drain(..) {
             let _ = reply.send(Err(error.clone()));

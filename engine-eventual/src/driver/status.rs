@@ -9,17 +9,24 @@ use duet_proto::{
 use tokio::time::Instant;
 
 use super::{Driver, Lent, Running, Slot, peers::Peers};
-use crate::{Replica, SpaceId, SpaceWord, Standing, gossip::hash};
+use crate::{SpaceId, SpaceWord, Standing, gossip::hash};
 
-pub(super) fn standing(replica: &Replica) -> Standing {
-    let status = replica.status();
-    Standing {
+/// How a replica stands, from what is durable; nothing if that cannot be read.
+pub(super) fn standing(running: &Running, lent: &Lent<'_>) -> Option<Standing> {
+    let Running { replica, window, .. } = running;
+    let (status, look) = (replica.status(), window.look(&**lent.store).ok()?);
+    Some(Standing {
         version: status.version,
         moved: status.moved,
         frontier: status.frontier,
         whole: status.whole,
         others: status.peers,
-    }
+        fence: status.fence,
+        converged: status.converged,
+        near: replica.is_near(lent.now_ms()),
+        clean: replica.is_clean(&*look.view).ok()?,
+        base: replica.base(&*look.view).ok()?,
+    })
 }
 
 impl Driver {

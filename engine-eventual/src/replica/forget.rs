@@ -16,6 +16,9 @@ impl Step<'_> {
     /// merged from.
     pub(super) fn forget(&mut self) -> Result<(), StoreError> {
         self.drop_idle_walks();
+        if self.r.meta.fence.is_some() {
+            return Ok(());
+        }
         self.adopt_departed()?;
         let Some(horizon) = self.horizon().filter(|_| self.r.synced.tombstones > 0) else { return Ok(()) };
         let by_age = self.r.planted(Planted::ForgetByAge);
@@ -44,13 +47,15 @@ impl Step<'_> {
                 }
                 Err(ReadError::Store(error)) => return Err(error),
             };
-            // Something may have taken its place in this very step.
-            if let Some(record) = record.filter(|r| r.stamp == stamp && r.body == Body::Tombstone) {
-                self.table.replace(&mut self.r.meta, &key, Some(&record), None);
-                self.r.counters.forgotten += 1;
-                if stamp.epoch == self.r.epoch && !by_age {
-                    self.r.meta.floor.raise(stamp.node, stamp.hlc);
-                }
+            // Something may have taken its place in this very step, or when it was damaged.
+            let Some(record) = record.filter(|r| r.stamp == stamp && r.body == Body::Tombstone) else {
+                self.table.unlist_tombstone(stamp);
+                continue;
+            };
+            self.table.replace(&mut self.r.meta, &key, Some(&record), None);
+            self.r.counters.forgotten += 1;
+            if stamp.epoch == self.r.epoch && !by_age {
+                self.r.meta.floor.raise(stamp.node, stamp.hlc);
             }
         }
         Ok(())

@@ -36,11 +36,26 @@ impl Heal {
     pub(super) fn is_open(&self) -> bool {
         !self.damaged.is_empty()
     }
+
+    /// Whether a comparison is on its way.
+    pub(super) fn is_comparing(&self, now_ms: u64) -> bool {
+        self.comparing.as_ref().is_some_and(|(_, _, until)| now_ms < *until)
+    }
+
+    pub(super) fn stop_comparing(&mut self) {
+        self.comparing = None;
+    }
 }
 
 impl super::Replica {
     /// A reader or a scrub found a record that cannot be read: the next step asks a peer for it.
+    ///
+    /// Not behind a fence: the epoch may be over, and the records those of the next one. What is damaged is found
+    /// again when the fence is lifted.
     pub fn report_damage(&mut self, key: Bytes) {
+        if self.meta.fence.is_some() {
+            return;
+        }
         if self.heal.damaged.len() < AT_A_TIME && !self.heal.is_damaged(&key) {
             self.counters.damaged += 1;
             self.heal.damaged.insert(key, self.meta.frontier.clone());
@@ -56,7 +71,7 @@ impl Step<'_> {
     /// Asks everybody for what is damaged, again after a while.
     pub(super) fn drive_heal(&mut self) {
         let now_ms = self.cx.now_ms;
-        if self.r.heal.damaged.is_empty() || now_ms < self.r.heal.asked_ms {
+        if self.r.heal.damaged.is_empty() || now_ms < self.r.heal.asked_ms || self.is_fenced() {
             return;
         }
         self.r.heal.asked_ms = now_ms + self.r.config.stall_ms;
@@ -71,7 +86,8 @@ impl Step<'_> {
         frontier: &Frontier,
         items: Vec<(Bytes, Option<Record>)>,
     ) -> Result<(), StoreError> {
-        let last = items.iter().filter_map(|(_, record)| Some(record.as_ref()?.stamp.hlc)).max();
+        let stamps = items.iter().filter_map(|(_, record)| Some(record.as_ref()?.stamp));
+        let last = stamps.filter(|stamp| stamp.epoch == self.r.epoch).map(|stamp| stamp.hlc).max();
         if !self.above_floor(frontier) || !self.in_time(last.unwrap_or(Hlc::ZERO)) {
             return Ok(());
         }
@@ -99,14 +115,18 @@ impl Step<'_> {
     fn restore(&mut self, key: &Bytes, record: Option<Record>, listed: Vec<Stamp>) -> Result<bool, StoreError> {
         let uncounted = self.r.heal.uncounted.remove(key);
         match self.table.get(key) {
-            Ok(mine) if listed.iter().eq(mine.iter().map(|mine| &mine.stamp)) => return Ok(true),
+            Ok(mine) if listed.iter().eq(mine.iter().map(|r| &r.stamp).filter(|s| s.epoch == self.r.epoch)) => {
+                return Ok(true);
+            }
             Err(ReadError::Store(error)) => return Err(error),
             Ok(_) | Err(ReadError::Record(_)) => {}
         }
         self.r.counters.healed += 1;
         self.r.barren = None;
         self.effects.changed.push(key.clone());
-        let same = record.as_ref().is_some_and(|record| listed == [record.stamp]);
+        // The index lists nothing for a record of an earlier epoch.
+        let of_base = |stamp: Stamp| stamp.epoch < self.r.epoch && listed.is_empty();
+        let same = record.as_ref().is_some_and(|record| listed == [record.stamp] || of_base(record.stamp));
         for stamp in listed {
             // Whether it was a tombstone is not known; its row goes if there is one.
             self.table.unlist(&Record::tombstone(stamp));
@@ -198,6 +218,7 @@ impl Step<'_> {
                 Err(ReadError::Store(error)) => return Err(error),
             };
             let take = match &mine {
+                None if theirs.stamp.epoch < self.r.epoch => forgotten == Hlc::ZERO,
                 None => theirs.stamp.hlc > forgotten && theirs.stamp.epoch == self.r.epoch,
                 // Of two values under one stamp the greater one is kept, here as there.
                 Some(mine) if mine.stamp == theirs.stamp => body_order(&theirs) > body_order(mine),

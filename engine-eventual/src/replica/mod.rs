@@ -1,5 +1,6 @@
 //! A replica of one namespace in one epoch: inputs in, one batch and, once that is durable, effects out.
 
+mod fence;
 mod forget;
 mod heal;
 mod peers;
@@ -15,16 +16,18 @@ use std::{
 };
 
 use bytes::Bytes;
-use duet_proto::{Answer, Epoch, Error, Hlc, NamespaceId, NodeId, Op, Token};
-use duet_store::{Batch, Snapshot, StoreError, View};
+use duet_proto::{Answer, Epoch, Error, Hlc, NamespaceId, NodeId, Op, Stamp, Token};
+use duet_store::{Batch, Family, Snapshot, StoreError, View, layout};
 
 use crate::{
     Clock, Config, Envelope, Frontier, Members, Planted,
     clock::Clocks,
     message::{Message, Nonce, Push, Summary, Written},
-    rows::{Meta, Standing, next_beyond},
+    rows::{Meta, Standing, next_beyond, tombstones},
     table::Table,
 };
+use fence::Converge;
+pub use fence::{Base, Order, Refused};
 use heal::Heal;
 use peers::{Peer, Sweep};
 pub(crate) use read::Reader;
@@ -54,6 +57,8 @@ pub enum Input {
     Peer(NodeId, Envelope),
     /// The catalog has a new version of the members.
     Members(Members),
+    /// A step of the end of the epoch. It is answered in [`Effects::orders`] of this step.
+    Order(Ticket, Order),
     /// Read everything: damaged records are found, and the digest and the counts are made anew. As long as the
     /// namespace is large.
     Scrub,
@@ -76,10 +81,11 @@ pub struct Cx<'a> {
 /// How a replica comes into being.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {
-    /// Together with the namespace: it holds all there is, nothing.
+    /// Together with the epoch: it holds all there is, which is the epoch's base, or nothing.
     Founder,
-    /// To a namespace that has data: it is copied to before it takes part. A node that was a member before in the
-    /// same epoch must not come back: its stamps would be taken for known.
+    /// To a namespace that has data: it is copied to before it takes part. The copy takes the place of whatever
+    /// records the node holds, it is not merged into them. A node that was a member before in the same epoch must not
+    /// come back: its stamps would be taken for known.
     Joining,
 }
 
@@ -90,6 +96,7 @@ pub struct Unpersisted {
     batch: Batch,
     effects: Effects,
     meta: Meta,
+    converged: Option<u64>,
 }
 
 /// A step whose batch is on its way to the disk.
@@ -98,6 +105,7 @@ pub struct Unpersisted {
 pub struct Persisting {
     effects: Effects,
     meta: Meta,
+    converged: Option<u64>,
 }
 
 /// What may be told once the step is durable.
@@ -107,6 +115,10 @@ pub struct Effects {
     pub messages: Vec<(Vec<NodeId>, Envelope)>,
     /// Answers to clients.
     pub answers: Vec<(Ticket, Result<Answer, Error>)>,
+    /// Writes that were refused because the epoch is about to end: nothing was done.
+    pub fenced: Vec<Ticket>,
+    /// Orders that were carried out, with the place to go on from if one step was not enough, or refused.
+    pub orders: Vec<(Ticket, Result<Option<Stamp>, Refused>)>,
     /// Keys whose records changed: for those that watch.
     pub changed: Vec<Bytes>,
 }
@@ -161,6 +173,10 @@ pub struct Status {
     pub peers: BTreeMap<NodeId, (u64, Frontier)>,
     /// The oldest of this replica's writes that some member is not known to hold: everything after this time.
     pub held_everywhere: Hlc,
+    /// The attempt to end the epoch for which it is fenced.
+    pub fence: Option<u64>,
+    /// The attempt in which it has come to hold what all members of the base held.
+    pub converged: Option<u64>,
     /// Counts.
     pub counters: Counters,
 }
@@ -170,7 +186,8 @@ pub struct Status {
 /// Invariants:
 /// - `synced` is what the disk holds of `meta`; whatever is told of this replica is told from `synced`;
 /// - one step at most is on its way to the disk;
-/// - the frontier rises by own writes, by pushes without a gap, and at the end of sessions and copies, never else.
+/// - the frontier rises by own writes, by pushes without a gap, and at the end of sessions and copies, never else;
+/// - behind a fence nothing is taken in but by sessions that were begun to converge, in the attempt of that fence.
 #[derive(Debug)]
 pub struct Replica {
     namespace: NamespaceId,
@@ -199,6 +216,10 @@ pub struct Replica {
     barren: Option<Frontier>,
     /// Origins with extras that are no members, and what is done about them (rule 7).
     sweep: Option<Sweep>,
+    /// The sessions with the members of the base, once they were asked for.
+    converge: Option<Converge>,
+    /// The attempt in which all of these have come to their end, durably.
+    converged: Option<u64>,
     reported: Option<(u64, Meta)>,
     counters: Counters,
 }
@@ -215,7 +236,7 @@ struct Step<'a> {
 }
 
 impl Replica {
-    /// A new replica, and what it writes.
+    /// A new replica, and what it writes. A founder takes over the records that are in place, which come to `base`.
     ///
     /// # Errors
     /// Never, in practice: if its state cannot be encoded.
@@ -225,13 +246,21 @@ impl Replica {
         epoch: Epoch,
         start: Start,
         members: Members,
+        base: Option<Base>,
     ) -> Result<(Replica, Batch), StoreError> {
-        let standing = match start {
-            Start::Founder => Standing::Whole,
-            Start::Joining => Standing::Joining { target: None, after: None },
-        };
-        let meta = Meta::new(standing, members);
-        let mut batch = Batch::new();
+        let (mut meta, mut batch) = (Meta::new(Standing::Whole, members), Batch::new());
+        let Base { last, digest, keys, tombstones: deleted } = base.unwrap_or_default();
+        meta.begin = last;
+        match start {
+            Start::Founder => (meta.digest, meta.keys, meta.tombstones) = (digest, keys, deleted),
+            Start::Joining => {
+                meta.standing = Standing::Joining { target: None, after: None };
+                let (from, to) = layout::prefix_range(layout::namespace_prefix(namespace));
+                batch.delete_range(Family::Data, from, to);
+                let (from, to) = tombstones(namespace);
+                batch.delete_range(Family::Namespace, from, to);
+            }
+        }
         meta.write(&mut batch, namespace, epoch)?;
         Ok((Replica::with(config, namespace, epoch, meta), batch))
     }
@@ -270,6 +299,8 @@ impl Replica {
             heal: Heal::default(),
             barren: None,
             sweep: None,
+            converge: None,
+            converged: None,
             reported: None,
             counters: Counters::default(),
         }
@@ -291,6 +322,7 @@ impl Replica {
                 Input::Write { ticket, op, token, deadline_ms } => step.write(ticket, op, token, deadline_ms)?,
                 Input::Peer(from, envelope) => step.peer(from, envelope)?,
                 Input::Members(members) => step.members(members),
+                Input::Order(ticket, order) => step.order(ticket, order)?,
                 Input::Scrub => step.recount()?,
                 Input::Tick => step.forget()?,
             }
@@ -309,6 +341,8 @@ impl Replica {
             moved: self.synced.moved.clone(),
             peers: self.peers.iter().map(|(node, peer)| (*node, (peer.version, peer.frontier.clone()))).collect(),
             held_everywhere: self.held_everywhere(),
+            fence: self.synced.fence,
+            converged: self.converged,
             counters: self.counters,
         }
     }
@@ -347,10 +381,11 @@ impl Step<'_> {
         self.report()?;
         self.settle_writes();
         if self.r.meta != self.r.synced {
-            self.r.meta.write(&mut self.table.batch, self.r.namespace, self.r.epoch)?;
+            self.durable_meta().write(&mut self.table.batch, self.r.namespace, self.r.epoch)?;
         }
         self.r.in_flight = true;
-        Ok(Unpersisted { batch: self.table.batch, effects: self.effects, meta: self.r.meta.clone() })
+        let (meta, converged) = (self.r.meta.clone(), self.r.converge.as_ref().and_then(Converge::over));
+        Ok(Unpersisted { batch: self.table.batch, effects: self.effects, meta, converged })
     }
 
     /// Sends, once the step is durable.
@@ -373,7 +408,7 @@ impl Step<'_> {
 impl Unpersisted {
     /// What to make durable, and the rest of the step.
     pub fn take_batch(self) -> (Batch, Persisting) {
-        (self.batch, Persisting { effects: self.effects, meta: self.meta })
+        (self.batch, Persisting { effects: self.effects, meta: self.meta, converged: self.converged })
     }
 
     /// What a planted bug tells too early; it is told again when it is durable.
@@ -387,7 +422,7 @@ impl Unpersisted {
         let mut early = self.effects.clone();
         early.messages.retain(|(_, envelope)| matches!(envelope.message, Message::Push(_)) == pushes);
         if pushes {
-            early.answers.clear();
+            (early.answers, early.fenced, early.orders) = Default::default();
         }
         Some(early)
     }
@@ -398,6 +433,7 @@ impl Persisting {
     #[must_use]
     pub fn persisted(self, replica: &mut Replica) -> Effects {
         replica.synced = self.meta;
+        replica.converged = self.converged;
         replica.in_flight = false;
         self.effects
     }

@@ -26,6 +26,12 @@ pub(super) struct Peer {
     pub(super) pulled: Option<(Frontier, Summary)>,
     /// No session with it is begun before this: the last one was refused, here or there.
     pub(super) rest_until_ms: u64,
+    /// When it was last heard.
+    pub(super) heard_ms: u64,
+    /// When the latest report came.
+    pub(super) reported_ms: u64,
+    /// Since when something is missing here that it reported, and what it held by then.
+    pub(super) lacking: Option<(u64, Frontier)>,
 }
 
 /// Sessions with all members, to know that nothing more of some origins exists.
@@ -60,7 +66,12 @@ impl Step<'_> {
         }
         self.r.clocks.heard(from, self.cx.now_ms, envelope.wall_ms, self.cx.clock);
         let version = envelope.version;
+        if let Some(peer) = self.r.peers.get_mut(&from) {
+            peer.heard_ms = self.cx.now_ms;
+        }
         match envelope.message {
+            Message::Push(_) | Message::Copied(_) | Message::Fetched { .. } | Message::Differs(_)
+                if self.takes_nothing() => {}
             Message::Push(push) => self.pushed(from, push)?,
             Message::Ack(hlc) => {
                 let me = self.r.config.node;
@@ -186,7 +197,15 @@ impl Step<'_> {
         let pulled = peer.pulled.as_ref().is_some_and(|(f, s)| *f == report.frontier && *s == report.summary);
         let news = !mine.frontier.covers(&report.frontier) || !report.clean && !pulled;
         let clean = report.clean;
+        if peer.lacking.as_ref().is_none_or(|(_, lacking)| mine.frontier.covers(lacking)) {
+            let lacks = !mine.frontier.covers(&report.frontier);
+            peer.lacking = lacks.then(|| (self.cx.now_ms, report.frontier.clone()));
+        }
+        (peer.heard_ms, peer.reported_ms) = (self.cx.now_ms, self.cx.now_ms);
         peer.report = Some(report);
+        if self.is_fenced() {
+            return Ok(());
+        }
         if news {
             self.r.wanted.insert(from);
         }

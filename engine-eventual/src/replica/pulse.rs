@@ -20,6 +20,7 @@ impl Replica {
             || sessions
             || !self.waiting.is_empty()
             || self.heal.is_open()
+            || self.converge.as_ref().is_some_and(|converge| converge.over().is_none())
             || self.synced.standing != Standing::Whole
     }
 

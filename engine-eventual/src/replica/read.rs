@@ -32,6 +32,7 @@ pub(crate) struct Reader {
     pub(crate) moved: Frontier,
     pub(crate) whole: bool,
     pub(crate) frontier: Frontier,
+    pub(crate) fenced: bool,
     /// A planted bug.
     forgets_stamps: bool,
 }
@@ -46,6 +47,7 @@ impl Replica {
             moved: self.synced.moved.clone(),
             whole: self.synced.standing == Standing::Whole,
             frontier: self.synced.frontier.clone(),
+            fenced: self.synced.fence.is_some(),
             forgets_stamps: self.planted(Planted::TokenWithoutStamps),
         }
     }

@@ -207,8 +207,8 @@ impl Step<'_> {
         }
         match in_order(self.cx.view, self.r.namespace, after.as_ref(), None, self.r.config.chunk_bytes) {
             Ok((items, last)) => {
-                let floor = self.r.synced.floor.clone();
-                let copied = Copied { nonce, frontier: mine, floor, target, after, items, last };
+                let (floor, begin) = (self.r.synced.floor.clone(), self.r.synced.begin);
+                let copied = Copied { nonce, frontier: mine, floor, target, begin, after, items, last };
                 self.send([from], Message::Copied(copied));
                 Ok(())
             }

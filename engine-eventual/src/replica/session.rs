@@ -40,7 +40,7 @@ impl Step<'_> {
         let now_ms = self.cx.now_ms;
         let mut resumed = None;
         if let Some(pull) = &self.r.pull {
-            if now_ms < pull.moved_ms + self.r.config.stall_ms {
+            if now_ms < pull.moved_ms + self.patience_ms() {
                 return Ok(());
             }
             self.r.counters.interrupted += 1;
@@ -50,6 +50,12 @@ impl Step<'_> {
                 self.r.wanted.extend(others.into_iter().filter(|node| *node != pull.from));
             }
             self.r.pull = None;
+        }
+        if self.is_fenced() {
+            if let Some(from) = self.next_to_converge_with() {
+                self.begin_session(from, None);
+            }
+            return Ok(());
         }
         let joining = self.r.meta.standing != Standing::Whole;
         if joining {
@@ -71,8 +77,13 @@ impl Step<'_> {
             return Ok(());
         };
         self.r.wanted.remove(&from);
+        self.begin_session(from, resumed);
+        Ok(())
+    }
+
+    fn begin_session(&mut self, from: NodeId, resumed: Option<Frontier>) {
         self.r.last_pulled = from;
-        let nonce = self.r.fresh();
+        let (nonce, now_ms) = (self.r.fresh(), self.cx.now_ms);
         let mut frontier = self.r.meta.frontier.clone();
         if let Some(walked) = &resumed {
             frontier.join(walked);
@@ -86,7 +97,6 @@ impl Step<'_> {
             }
         };
         self.send([from], message);
-        Ok(())
     }
 
     pub(super) fn chunk(&mut self, from: NodeId, version: u64, chunk: Chunk) -> Result<(), StoreError> {
@@ -130,6 +140,9 @@ impl Step<'_> {
         self.r.counters.sessions += 1;
         self.r.peers.entry(from).or_default().pulled = Some((chunk.frontier, summary));
         self.swept(from, version, nonce);
+        if let Some(converge) = &mut self.r.converge {
+            converge.done_with(from);
+        }
         self.replay_early()
     }
 
@@ -147,6 +160,7 @@ impl Step<'_> {
             return Ok(());
         }
         self.r.meta.floor.join(&copied.floor);
+        self.r.meta.begin = self.r.meta.begin.max(copied.begin);
         let last_key = copied.items.last().map(|(key, _)| key.clone()).or(after);
         for (key, record) in copied.items {
             self.merge(&key, record)?;
@@ -186,7 +200,8 @@ impl Step<'_> {
     fn give_up(&mut self, from: NodeId) {
         self.r.pull = None;
         self.r.counters.interrupted += 1;
-        self.r.peers.entry(from).or_default().rest_until_ms = self.cx.now_ms + self.r.config.stall_ms;
+        let rest_ms = if self.is_fenced() { self.r.config.stall_ms / 10 } else { self.r.config.stall_ms };
+        self.r.peers.entry(from).or_default().rest_until_ms = self.cx.now_ms + rest_ms;
     }
 
     fn mergeable(&mut self, frontier: &Frontier, items: &[(Bytes, Record)]) -> bool {

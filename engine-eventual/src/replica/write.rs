@@ -28,6 +28,11 @@ impl Step<'_> {
         token: Option<Token>,
         deadline_ms: u64,
     ) -> Result<(), StoreError> {
+        // Here, where writes are stamped, so that no write comes between the frontier that was sealed and the fence.
+        if self.r.meta.fence.is_some() {
+            self.effects.fenced.push(ticket);
+            return Ok(());
+        }
         let outcome = match self.admit(op, token.as_ref()) {
             Ok(mutation) => self.stamp_and_merge(mutation)?,
             Err(error) => Err(error),
@@ -81,7 +86,8 @@ impl Step<'_> {
         let held = self.r.meta.frontier.get(node);
         // After a restart the clock may not know of what peers wrote here.
         let old = match self.table.get(&mutation.key) {
-            Ok(old) => old.map_or(Hlc::ZERO, |record| record.stamp.hlc),
+            // A record of an earlier epoch is below every stamp of this one.
+            Ok(old) => old.filter(|r| r.stamp.epoch == self.r.epoch).map_or(Hlc::ZERO, |record| record.stamp.hlc),
             Err(ReadError::Record(_)) => Hlc::ZERO,
             Err(ReadError::Store(error)) => return Err(error),
         };

@@ -145,7 +145,7 @@ impl World {
         (config.report_ms, config.apart_report_ms, config.idle_report_ms, config.stall_ms) = (40, 300, 400, 150);
         (config.chunk_bytes, config.forget_rows) = (120, 4);
         (self.configure)(&mut config);
-        let (replica, batch) = Replica::create(config.clone(), SPACE, EPOCH, start, members).unwrap();
+        let (replica, batch) = Replica::create(config.clone(), SPACE, EPOCH, start, members, None).unwrap();
         let store = MemoryStore::new();
         store.write(batch).unwrap();
         store.sync().unwrap();

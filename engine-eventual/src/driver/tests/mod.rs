@@ -88,7 +88,7 @@ fn members(version: u64, nodes: &[u32], copies: u32) -> Members {
 
 fn spec(namespace: u64, start: Start, members: Members) -> SpaceSpec {
     let name = NamespaceName::new(format!("ns{namespace}")).unwrap();
-    SpaceSpec { namespace: NamespaceId(namespace), epoch: E1, name, start, members }
+    SpaceSpec { namespace: NamespaceId(namespace), epoch: E1, name, start, members, base: None }
 }
 
 fn put_op(key: &str, value: impl Into<Bytes>) -> Op {
