@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use duet_proto::{
-    self as proto, Mode, NamespaceInfo, NamespaceName, NodeId, NodeInfo, Request, Response, SwitchInfo,
+    self as proto, LateWrite, Mode, NamespaceInfo, NamespaceName, NodeId, NodeInfo, Request, Response, SwitchInfo,
 };
 use tokio::time::Instant;
 
@@ -145,7 +145,7 @@ impl Admin {
     /// Ends a switch that is under way.
     ///
     /// # Errors
-    /// [`ClientError`]; `Changing` if it can only go on.
+    /// [`ClientError`]; `Changing` if it can only go on, `InvalidRequest` if there is none.
     pub async fn abort_switch(&self, name: impl AsRef<str>) -> Result<NamespaceInfo, ClientError> {
         self.info(proto::Admin::AbortSwitch { name: NamespaceName::new(name)? }).await
     }
@@ -165,6 +165,21 @@ impl Admin {
     pub async fn switch(&self, name: impl AsRef<str>) -> Result<SwitchInfo, ClientError> {
         match self.ask(proto::Admin::ShowSwitch { name: NamespaceName::new(name)? }).await? {
             Answered { response: Response::Switch(info), .. } => Ok(*info),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// The late writes that a node holds of a namespace or has brought, at most so many. Each member keeps its own:
+    /// `node` alone is asked.
+    ///
+    /// # Errors
+    /// [`ClientError`]; `Unreachable` or `TimedOut` if the node does not answer.
+    pub async fn late(&self, name: impl AsRef<str>, node: NodeId, limit: u32) -> Result<Vec<LateWrite>, ClientError> {
+        let request = proto::Admin::ListLate { name: NamespaceName::new(name)?, limit };
+        let deadline = Instant::now() + self.timeout;
+        let call = Call { pinned: Some(node), ..self.shared.call(deadline, self.timeout) };
+        match self.shared.run(call, Request::Admin(request)).await? {
+            Answered { response: Response::Late(list), .. } => Ok(list),
             other => Err(unexpected(&other)),
         }
     }
@@ -197,12 +212,18 @@ impl Admin {
                 | proto::Admin::ShowSwitch { .. }
                 | proto::Admin::ListLate { .. }
         );
+        // Whoever switches is told at once what stands in the way.
+        let patient = !matches!(
+            request,
+            proto::Admin::SwitchMode { .. } | proto::Admin::AbortSwitch { .. } | proto::Admin::Forget { .. }
+        );
         let system = self.shared.system();
         let call = Call {
             space: system.as_deref(),
             leader: true,
             write,
             safe: !write,
+            patient,
             ..self.shared.call(Instant::now() + self.timeout, self.timeout)
         };
         let answered = self.shared.run(call, Request::Admin(request)).await?;

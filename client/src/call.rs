@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use duet_proto::{Error, NamespaceId, NodeId, Request, Response, frame::RequestFrame};
+use duet_proto::{Epoch, Error, NodeId, Request, Response, frame::RequestFrame};
 use duet_transport::NotSent;
 use tokio::{
     sync::oneshot,
@@ -22,6 +22,7 @@ use tokio::{
 use crate::{
     ClientError,
     client::{Shared, Space},
+    course::Planned,
     line::{Asked, Line, Lost, Reply},
     pool::{NotReached, Reach},
     retry::{Situation, Step, decide, verdict},
@@ -52,6 +53,8 @@ pub(crate) struct Call<'a> {
     pub(crate) write: bool,
     /// Doing it again does no harm.
     pub(crate) safe: bool,
+    /// A change of the namespace is waited out.
+    pub(crate) patient: bool,
     /// Only this node can answer.
     pub(crate) pinned: Option<NodeId>,
     /// Give up once everybody was found out of reach.
@@ -70,12 +73,13 @@ pub(crate) struct Answered {
 
 enum Flight {
     Dialing(Target, oneshot::Receiver<Result<Arc<Line>, NotReached>>),
-    Waiting(Arc<Line>, Asked, Instant),
+    /// Since when, and in which epoch it was sent.
+    Waiting(Arc<Line>, Asked, Instant, Epoch),
 }
 
 enum Event {
     Connected(Result<Arc<Line>, NotReached>),
-    Replied(Arc<Line>, Reply),
+    Replied(Arc<Line>, Reply, Epoch),
 }
 
 impl Flight {
@@ -85,49 +89,52 @@ impl Flight {
                 let gone = || NotReached { address: "".into(), why: "the dial was given up".into(), refused: false };
                 Event::Connected(result.unwrap_or_else(|_| Err(gone())))
             }),
-            Flight::Waiting(line, asked, _) => Pin::new(&mut asked.reply)
+            Flight::Waiting(line, asked, _, epoch) => Pin::new(&mut asked.reply)
                 .poll(cx)
-                .map(|reply| Event::Replied(line.clone(), reply.unwrap_or(Err(Lost)))),
+                .map(|reply| Event::Replied(line.clone(), reply.unwrap_or(Err(Lost)), *epoch)),
         }
     }
 }
 
 /// A call under way.
 pub(crate) struct Trip<'a> {
-    shared: &'a Shared,
-    call: Call<'a>,
-    frame: RequestFrame,
-    /// The namespace that its name stood for when it began.
-    id: Option<NamespaceId>,
+    pub(crate) shared: &'a Shared,
+    pub(crate) call: Call<'a>,
+    pub(crate) frame: RequestFrame,
+    /// If it is about data: what the request is planned for.
+    pub(crate) planned: Option<Planned<'a>>,
     flights: Vec<Flight>,
     /// Whom this round has asked.
-    tried: Vec<Target>,
+    pub(crate) tried: Vec<Target>,
     /// An earlier try may have been done.
-    uncertain: bool,
+    pub(crate) uncertain: bool,
     round: u32,
+    /// How often it was held up by a change.
+    held_up: u32,
     redirects: u32,
     not_found: u32,
     /// When to ask the next one; `None` while only waiting helps.
-    next: Option<Instant>,
-    give_up: Instant,
+    pub(crate) next: Option<Instant>,
+    pub(crate) give_up: Instant,
     /// A member has answered that there is no quorum.
     grace: bool,
     last: Option<Error>,
     unreached: Vec<NotReached>,
 }
 
-type Outcome = Option<Result<Answered, ClientError>>;
+pub(crate) type Outcome = Option<Result<Answered, ClientError>>;
 
 impl<'a> Trip<'a> {
     pub(crate) fn new(shared: &'a Shared, call: Call<'a>, request: Request) -> Trip<'a> {
         Trip {
             shared,
             frame: RequestFrame { id: 0, timeout_ms: 0, request },
-            id: call.space.map(|space| space.with(|known| known.id)),
+            planned: None,
             flights: Vec::new(),
             tried: Vec::new(),
             uncertain: false,
             round: 0,
+            held_up: 0,
             redirects: 0,
             not_found: 0,
             next: Some(Instant::now()),
@@ -139,7 +146,7 @@ impl<'a> Trip<'a> {
         }
     }
 
-    pub(crate) async fn run(mut self) -> Result<Answered, ClientError> {
+    pub(crate) async fn run(&mut self) -> Result<Answered, ClientError> {
         loop {
             if self.next.is_some_and(|next| next <= Instant::now())
                 && let Some(result) = self.launch()
@@ -257,9 +264,10 @@ impl<'a> Trip<'a> {
         let left = self.give_up.saturating_duration_since(now);
         let margin = (left / 10).min(Duration::from_millis(50));
         self.frame.timeout_ms = u32::try_from((left - margin).as_millis()).unwrap_or(u32::MAX).max(1);
+        let epoch = self.address_epoch();
         match line.ask(&mut self.frame) {
             Ok(asked) => {
-                self.flights.push(Flight::Waiting(line, asked, now));
+                self.flights.push(Flight::Waiting(line, asked, now, epoch));
                 self.next = Some(now + self.shared.options.patience);
             }
             Err(NotSent::Full) => {
@@ -280,14 +288,14 @@ impl<'a> Trip<'a> {
 
     /// Since when the oldest request waits.
     fn waits_since(&self) -> Option<Instant> {
-        self.flights.iter().find_map(|f| if let Flight::Waiting(.., since) = f { Some(*since) } else { None })
+        self.flights.iter().find_map(|f| if let Flight::Waiting(_, _, since, _) = f { Some(*since) } else { None })
     }
 
     /// Whoever has been asked for too long is suspect from now on; the next one is asked too, where that does no harm.
     fn overdue(&mut self) {
         let now = Instant::now();
         for flight in &self.flights {
-            if let Flight::Waiting(line, _, since) = flight
+            if let Flight::Waiting(line, _, since, _) = flight
                 && now >= *since + self.shared.options.patience
             {
                 line.suspect();
@@ -314,7 +322,7 @@ impl<'a> Trip<'a> {
                 self.hurry(now);
                 None
             }
-            Event::Replied(line, Err(Lost)) => {
+            Event::Replied(line, Err(Lost), _) => {
                 self.shared.pool.lost(&line);
                 self.uncertain |= self.call.write;
                 if self.call.write && !self.call.safe {
@@ -324,8 +332,13 @@ impl<'a> Trip<'a> {
                 self.hurry(now);
                 None
             }
-            Event::Replied(line, Ok(Response::Error(error))) => self.error(&line, error).await,
-            Event::Replied(from, Ok(response)) => Some(Ok(Answered { response, from })),
+            Event::Replied(line, Ok(Response::Error(error)), sent) => self.error(&line, error, sent).await,
+            Event::Replied(from, Ok(Response::Data(answer)), sent) if self.is_stale(&answer.meta, sent) => {
+                tracing::trace!(node = %from.node, epoch = %answer.meta.epoch, "a read of an earlier epoch came");
+                self.wait().await;
+                None
+            }
+            Event::Replied(from, Ok(response), _) => Some(Ok(Answered { response, from })),
         }
     }
 
@@ -336,7 +349,7 @@ impl<'a> Trip<'a> {
         }
     }
 
-    async fn error(&mut self, line: &Arc<Line>, error: Error) -> Outcome {
+    async fn error(&mut self, line: &Arc<Line>, error: Error, sent: Epoch) -> Outcome {
         tracing::trace!(node = %line.node, %error, "an error came");
         self.not_found += u32::from(matches!(error, Error::NamespaceNotFound { .. }));
         self.uncertain |= self.call.write && matches!(error, Error::OutcomeUnknown { .. });
@@ -344,6 +357,7 @@ impl<'a> Trip<'a> {
         let now = Instant::now();
         match step {
             Step::Give | Step::Refresh => return Some(Err(self.verdict(error).into())),
+            Step::Redirect if self.call.pinned.is_some() => return Some(Err(self.verdict(error).into())),
             Step::Elsewhere => self.next = Some(now),
             Step::Grace if !self.untried() && self.flights.is_empty() => {
                 return Some(Err(self.verdict(error).into()));
@@ -366,26 +380,54 @@ impl<'a> Trip<'a> {
                 self.pause(now);
             }
             Step::Learn => {
-                // Boxed: the topology is asked for by a call like this one.
-                Box::pin(self.shared.refresh(self.give_up)).await;
-                self.forget_token();
+                self.learn().await;
                 if !self.untried() {
                     self.tried.clear();
                 }
                 self.pause(Instant::now());
+            }
+            Step::Wait => self.wait().await,
+            Step::Follow => {
+                if let Some(result) = self.follow(&error, sent).await {
+                    return Some(result);
+                }
             }
         }
         self.last = Some(error);
         None
     }
 
-    /// What was seen of a namespace says nothing of another one that has its name now.
-    fn forget_token(&mut self) {
-        if let Request::Data(data) = &mut self.frame.request
-            && self.call.space.map(|space| space.with(|known| known.id)) != self.id
-        {
-            data.token = None;
+    /// Learns the topology.
+    async fn learn(&mut self) {
+        // Boxed: the topology is asked for by a call like this one.
+        Box::pin(self.shared.refresh(self.give_up)).await;
+        self.plan_if_replaced();
+    }
+
+    /// A change holds the request up: another member may know more, and all of them soon will.
+    pub(crate) async fn wait(&mut self) {
+        if !self.untried() {
+            self.learn().await;
+            self.tried.clear();
         }
+        self.next = Some(Instant::now() + self.shared.short_pause(self.held_up));
+        self.held_up += 1;
+    }
+
+    /// Lets go of every request that waits for an answer: what these would say is known.
+    fn drop_waiting(&mut self) {
+        self.flights.retain(|flight| matches!(flight, Flight::Dialing(..)));
+    }
+
+    /// Begins again with the same request, which has not been done.
+    pub(crate) fn begin_again(&mut self) {
+        self.drop_waiting();
+        self.uncertain = false;
+        self.grace = false;
+        self.give_up = self.call.deadline;
+        self.last = None;
+        self.tried.clear();
+        self.next = Some(Instant::now());
     }
 
     fn redirect(&mut self, error: &Error) {
@@ -422,10 +464,12 @@ impl<'a> Trip<'a> {
             uncertain: self.is_uncertain(),
             untried: self.untried(),
             not_found: self.not_found,
+            cursor: self.has_cursor(),
+            patient: self.call.patient,
         }
     }
 
-    fn is_uncertain(&self) -> bool {
+    pub(crate) fn is_uncertain(&self) -> bool {
         self.uncertain || (self.call.write && self.waits())
     }
 

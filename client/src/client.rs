@@ -10,8 +10,8 @@ use std::{
 };
 
 use duet_proto::{
-    Consistency, DataRequest, Epoch, Error, Meta, Mode, NamespaceName, NodeInfo, NodeStatus, Op, Outcome, Request,
-    Response, SessionId, Topology, Try,
+    Consistency, Error, Meta, NamespaceName, NodeInfo, NodeStatus, Op, Outcome, Request, Response, SessionId,
+    Topology,
 };
 use duet_transport::{Connector, Limits, Network, Tls, Udp};
 use futures::future::join_all;
@@ -25,8 +25,9 @@ use tokio::{
 use crate::{
     Admin, CallOptions, ClientError, Namespace, Options,
     call::{Answered, Call, Trip},
+    course::Course,
     pool::Pool,
-    retry::backoff,
+    retry::{backoff, short_pause},
     session::Known,
 };
 
@@ -272,15 +273,6 @@ impl Space {
     }
 }
 
-/// A write's number, taken back when its call ends, however it ends.
-struct Ticket<'a>(&'a Space, Try);
-
-impl Drop for Ticket<'_> {
-    fn drop(&mut self) {
-        self.0.with(|known| known.window.end(self.1.sequence));
-    }
-}
-
 impl Shared {
     /// Terms of a read that any node answers.
     pub(crate) fn call(&self, deadline: Instant, timeout: Duration) -> Call<'static> {
@@ -289,6 +281,7 @@ impl Shared {
             leader: false,
             write: false,
             safe: true,
+            patient: true,
             pinned: None,
             one_round: false,
             deadline,
@@ -324,47 +317,30 @@ impl Shared {
             self.refresh(deadline).await;
         }
         let write = op.is_write();
-        let mode = space.with(|known| known.mode);
-        let ticket =
-            (write && options.exactly_once).then(|| Ticket(space, space.with(|known| known.begin(self.session))));
-        let call = Call {
-            space: Some(space),
-            leader: mode == Some(Mode::Strong) && (write || options.consistency == Consistency::Linearizable),
-            write,
-            // Only the replicated state of a strong namespace remembers what it has done.
-            safe: !write || (ticket.is_some() && mode == Some(Mode::Strong)),
-            ..self.call(deadline, timeout)
-        };
-        let mut request = DataRequest {
-            namespace: space.name.clone(),
-            epoch: space.with(|known| known.epoch),
-            op,
-            attempt: ticket.as_ref().map(|ticket| ticket.1),
-            token: if options.session { space.with(|known| known.seen.show()) } else { None },
-            consistency: options.consistency,
-        };
+        let session = options.exactly_once.then_some(self.session);
+        let course = Course { space, session, guarded: options.session };
+        let (planned, request) = course.begin(op, options.consistency);
+        let call = Call { space: Some(space), write, pinned: options.node, ..self.call(deadline, timeout) };
+        let mut trip = Trip::data(self, call, planned, request);
         let mut round = 0;
         loop {
-            // A clone shares the bytes.
-            let answered = match self.run(call, Request::Data(request.clone())).await {
+            let (answered, shown) = match trip.run().await {
                 Err(ClientError::Cluster(Error::SessionExpired { floor, .. })) if Instant::now() < deadline => {
-                    self.reposition(call, &request, floor).await;
-                    if let Some(attempt) = &mut request.attempt {
-                        (attempt.epoch, attempt.seen) = space.with(|k| (k.epoch.max(Epoch::FIRST), k.position));
-                    }
+                    self.reposition(&trip, floor).await;
                     if round > 0 {
                         tokio::time::sleep_until((Instant::now() + self.backoff(round)).min(deadline)).await;
                     }
                     round += 1;
+                    trip.again();
                     continue;
                 }
-                other => other?,
+                other => (other?, trip.shown()),
             };
             let Response::Data(answer) = answered.response else { return Err(unexpected(&answered)) };
             space.with(|known| {
                 known.learn(answered.from.node, &answer.meta);
-                if let Some(token) = answer.meta.token.as_ref().filter(|_| options.session) {
-                    known.seen.answered(request.token.as_ref(), token);
+                if options.session {
+                    known.seen.answered(shown, answer.meta.epoch, answer.meta.token.as_ref());
                 }
             });
             return Ok((answer.outcome, answer.meta));
@@ -373,31 +349,34 @@ impl Shared {
 
     /// Learns how far a namespace's log has come, after a write that was certainly not done was refused because this
     /// client knew too old a position.
-    async fn reposition(&self, call: Call<'_>, request: &DataRequest, floor: u64) {
-        let Some(space) = call.space else { return };
+    async fn reposition(&self, trip: &Trip<'_>, floor: u64) {
+        let (Some(space), Some(request)) = (trip.call.space, trip.data_request()) else { return };
         let key = match &request.op {
             Op::Write { mutation } | Op::CompareAndSet { mutation, .. } => mutation.key.clone(),
             _ => "-".into(),
         };
-        let probe = DataRequest {
-            namespace: request.namespace.clone(),
-            epoch: request.epoch,
-            op: Op::Get { key },
-            attempt: None,
-            token: None,
-            consistency: Consistency::Local,
-        };
-        let call = Call { write: false, safe: true, ..call };
-        if let Ok(Answered { response: Response::Data(answer), from }) = self.run(call, Request::Data(probe)).await {
+        let epoch = request.epoch;
+        let course = Course { space, session: None, guarded: false };
+        let (planned, probe) = course.begin(Op::Get { key }, Consistency::Local);
+        let call = Call { write: false, ..trip.call };
+        if let Ok(Answered { response: Response::Data(answer), from }) =
+            Trip::data(self, call, planned, probe).run().await
+        {
             space.with(|known| known.learn(from.node, &answer.meta));
         }
-        space.with(|known| known.reach(known.epoch, floor));
+        // The floor is one of the epoch that was asked about.
+        space.with(|known| known.reach(epoch, floor));
     }
 
     /// A pause.
     pub(crate) fn backoff(&self, round: u32) -> Duration {
         let mut random = self.random.lock().unwrap_or_else(PoisonError::into_inner);
         backoff(round, self.options.backoff_min, self.options.backoff_max, &mut *random)
+    }
+
+    /// A pause while a change holds a request up.
+    pub(crate) fn short_pause(&self, n: u32) -> Duration {
+        short_pause(n, &mut *self.random.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// What is known of a namespace.

@@ -22,6 +22,13 @@
 //! later stamp: it could undo what another client wrote in between. No call ever says that nothing was done if
 //! something may have been.
 //!
+//! **What happens when the mode changes.** A namespace may be switched while it is in use; each request says which epoch
+//! of it the client knows. A write that is too late for its epoch is refused for certain, and sent again in the next one:
+//! with a new number where that is strong, without one where it is eventual. One that may have been done already keeps
+//! its number until a member knows what became of it, or ends as `OutcomeUnknown`; none runs twice. A read's answer from
+//! an epoch before the latest that the session knows is not taken. A scan goes on behind its last key and says so
+//! ([`Scan::crossed`]). What compares ends as `Unsupported` once the namespace is eventual.
+//!
 //! **What a session sees.** A client is a session: in eventual namespaces it reads its own writes, never goes back in
 //! time, and writes on top of what it has read, whichever members answer. Each request shows a [`Token`] of what the
 //! session has seen. A member that has not yet seen as much says so ([`Error::TokenNotCovered`]); another one is asked,
@@ -53,7 +60,9 @@
 mod admin;
 mod call;
 mod client;
+mod course;
 mod error;
+mod follow;
 mod line;
 mod namespace;
 mod options;
@@ -68,12 +77,13 @@ mod txn;
 pub use admin::{Admin, NewNamespace};
 pub use client::{Builder, Client, ClusterStatus, NodeReport};
 pub use duet_proto::{
-    Change, Class, Consistency, Cursor, Entry, Epoch, Error, Expect, KeyRange, Mode, NamespaceInfo, NamespaceName,
-    NamespaceStatus, NodeId, NodeInfo, NodeStatus, ScanLimit, Stamp, SwitchInfo, Token, Topology, TxnResult, limits,
+    Change, Class, Consistency, Cursor, Entry, Epoch, Error, Expect, KeyRange, LateState, LateWrite, Mode,
+    NamespaceInfo, NamespaceName, NamespaceStatus, NodeId, NodeInfo, NodeStatus, ScanLimit, Stamp, SwitchInfo, Token,
+    Topology, TxnResult, limits,
 };
 pub use duet_transport::{Network, Tls, TlsError, Udp};
 pub use error::ClientError;
 pub use namespace::{Namespace, Value};
 pub use options::{CallOptions, Options};
-pub use scan::Scan;
+pub use scan::{Crossed, Scan};
 pub use txn::Txn;

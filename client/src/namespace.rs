@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use duet_proto::{
-    Change, Consistency, Cursor, Entry, Epoch, Expect, KeyRange, Mutation, NamespaceName, Op, Outcome, ScanLimit,
-    Stamp, Token,
+    Change, Consistency, Cursor, Entry, Epoch, Expect, KeyRange, Mutation, NamespaceName, NodeId, Op, Outcome,
+    ScanLimit, Stamp, Token,
 };
 
 use crate::{
@@ -77,6 +77,14 @@ impl Namespace {
     #[must_use]
     pub fn exactly_once(&self, exactly_once: bool) -> Namespace {
         self.with(CallOptions { exactly_once, ..self.options })
+    }
+
+    /// A handle whose requests only this node answers: reads show what its replica holds, however old, and take no part
+    /// in the session. To compare replicas.
+    #[must_use]
+    pub fn on(&self, node: NodeId) -> Namespace {
+        let consistency = Consistency::Local;
+        self.with(CallOptions { node: Some(node), consistency, session: false, ..self.options })
     }
 
     /// A handle with other settings.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use duet_proto::{Consistency, limits};
+use duet_proto::{Consistency, NodeId, limits};
 
 use crate::ClientError;
 
@@ -90,10 +90,19 @@ pub struct CallOptions {
     /// Whether a write to a strong namespace carries what makes its retries exactly once. Default true. Without it a
     /// write is sent once, and a broken connection ends it as `OutcomeUnknown`.
     pub exactly_once: bool,
+    /// Only this node is asked, and what it holds itself is what it answers with where that is asked for
+    /// ([`Consistency::Local`]). Default none: any member, the leader first where that helps.
+    pub node: Option<NodeId>,
 }
 
 impl Default for CallOptions {
     fn default() -> Self {
-        CallOptions { timeout: None, consistency: Consistency::Linearizable, session: true, exactly_once: true }
+        CallOptions {
+            timeout: None,
+            consistency: Consistency::Linearizable,
+            session: true,
+            exactly_once: true,
+            node: None,
+        }
     }
 }

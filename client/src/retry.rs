@@ -11,10 +11,21 @@
 //!   | put(try 7) ----------------------> | no quorum: "was not done and will not be"
 //!   |   <- NoQuorum would be a lie: the first try was done. OutcomeUnknown is the truth.
 //! ```
+//!
+//! A third one where the namespace has changed its mode meanwhile: may a write be sent as if for the first time? It
+//! may if no copy of it was done or ever will be ([`onward`]).
+//!
+//! ```text
+//! client           node 1, strong, e         node 2, eventual, e+1
+//!   | put(try 7, e) --> | applied
+//!   |      (connection breaks: uncertain)
+//!   | put(no try, e+1) ----------------------> | done twice
+//!   | put(try 7, e) -------------------------> | the table knows: the answer, or that it never ran
+//! ```
 
 use std::time::Duration;
 
-use duet_proto::{Class, Error};
+use duet_proto::{Class, Error, Mode};
 use rand::Rng;
 
 /// What is known of a call when an error comes.
@@ -28,6 +39,10 @@ pub(crate) struct Situation {
     pub(crate) untried: bool,
     /// How often the namespace was said not to exist.
     pub(crate) not_found: u32,
+    /// It goes on from a page of an epoch: it is of no use in another one.
+    pub(crate) cursor: bool,
+    /// A change of the namespace's mode or members is waited out.
+    pub(crate) patient: bool,
 }
 
 /// What to do about an error.
@@ -47,6 +62,36 @@ pub(crate) enum Step {
     Learn,
     /// Learn the namespace's position, then send it as if for the first time.
     Refresh,
+    /// The namespace is in another epoch: go on there, as [`onward`] says.
+    Follow,
+    /// Ask another member, or the same ones again, after a short pause: what holds it up does not take long.
+    Wait,
+}
+
+/// A write whose namespace is in another epoch than the one it was sent in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Crossing {
+    /// It carries a [`Try`](duet_proto::Try), of a strong epoch.
+    pub(crate) numbered: bool,
+    /// The mode that the namespace has now.
+    pub(crate) now: Mode,
+    /// Another copy of it than the one refused may have been done, or may yet be.
+    pub(crate) uncertain: bool,
+    /// It compares.
+    pub(crate) conditional: bool,
+}
+
+/// How a write goes on in another epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Onward {
+    /// As if for the first time, with what makes it exactly once where the epoch is strong: no copy of it was done.
+    Anew,
+    /// The same copy again: somebody may know what became of it.
+    Same,
+    /// It ends: nobody knows whether it was done.
+    Unknown,
+    /// It ends: nothing was done, and this mode cannot do it.
+    Unsupported,
 }
 
 /// How many nodes must say that a namespace does not exist: the view of one may lag behind its creation.
@@ -64,13 +109,31 @@ pub(crate) fn decide(error: &Error, at: Situation) -> Step {
         (_, Class::Fatal) => Step::Give,
         (Error::NoQuorum { .. }, _) => Step::Grace,
         (Error::NotHere { .. }, _) => Step::Redirect,
-        (Error::EpochChanged { .. } | Error::Changing { .. }, _) => Step::Learn,
+        (Error::EpochChanged { .. }, _) if at.cursor => Step::Give,
+        (Error::EpochChanged { .. }, _) => Step::Follow,
+        (Error::Changing { .. }, _) if !at.patient => Step::Give,
+        (Error::Changing { .. }, _) => Step::Wait,
         // The namespace may be another one of the same name, which has never seen what the token has.
         (Error::TokenNotCovered { .. }, _) if !at.untried => Step::Learn,
         (Error::SessionExpired { .. }, _) if at.uncertain => Step::Give,
         (Error::SessionExpired { .. }, _) => Step::Refresh,
         (_, Class::Retry) if at.untried => Step::Elsewhere,
         (_, Class::Retry) => Step::Pause,
+    }
+}
+
+/// Decides how a write that was refused with `EpochChanged` goes on.
+///
+/// The refusal is certain for the copy that was refused. For the others it depends on who said so: an eventual
+/// namespace has looked a strong epoch's number up, in a table that nothing is added to any more.
+pub(crate) fn onward(at: Crossing) -> Onward {
+    let fresh = if at.conditional && at.now == Mode::Eventual { Onward::Unsupported } else { Onward::Anew };
+    match (at.numbered, at.now) {
+        (true, Mode::Eventual) => fresh,
+        (true, Mode::Strong) if at.uncertain => Onward::Same,
+        // Nobody remembers what came without a number.
+        (false, _) if at.uncertain => Onward::Unknown,
+        _ => fresh,
     }
 }
 
@@ -84,6 +147,12 @@ pub(crate) fn verdict(error: Error, uncertain: bool) -> Error {
         }
         error => error,
     }
+}
+
+/// The pause while a change of mode or members holds a request up, before the `n`th time (from 0) that it is asked for
+/// again: from 5 to 50 ms, its second half random. Members hold writes themselves, so that it is rarely needed.
+pub(crate) fn short_pause(n: u32, rng: &mut impl Rng) -> Duration {
+    backoff(n, Duration::from_millis(10), Duration::from_millis(50), rng)
 }
 
 /// The pause before round `round` (from 0): twice the one before it, at most `max`, its second half random so that
@@ -102,7 +171,8 @@ mod tests {
 
     use super::*;
 
-    const CLEAN: Situation = Situation { safe: true, uncertain: false, untried: true, not_found: 1 };
+    const CLEAN: Situation =
+        Situation { safe: true, uncertain: false, untried: true, not_found: 1, cursor: false, patient: true };
 
     fn name() -> NamespaceName {
         NamespaceName::new("orders").unwrap()
@@ -146,7 +216,9 @@ mod tests {
         for error in errors() {
             let step = decide(&error, CLEAN);
             let expected = match error.code() {
-                "namespace_not_found" | "epoch_changed" | "changing" => Step::Learn,
+                "namespace_not_found" => Step::Learn,
+                "epoch_changed" => Step::Follow,
+                "changing" => Step::Wait,
                 "no_quorum" => Step::Grace,
                 "not_here" => Step::Redirect,
                 "session_expired" => Step::Refresh,
@@ -189,6 +261,55 @@ mod tests {
             let class = verdict(error.clone(), true).class();
             assert!(class == Class::Unknown || code == "compare_failed", "{code}");
             assert_eq!(verdict(error.clone(), false), error);
+        }
+    }
+
+    #[test]
+    fn a_cursor_ends_with_its_epoch_and_an_operator_is_told_of_a_change() {
+        let changed = Error::EpochChanged { namespace: name(), epoch: Epoch(2), mode: Mode::Strong };
+        assert_eq!(decide(&changed, Situation { cursor: true, ..CLEAN }), Step::Give);
+        let changing = Error::Changing { namespace: name(), why: "its members".into() };
+        assert_eq!(decide(&changing, Situation { patient: false, ..CLEAN }), Step::Give);
+        assert_eq!(decide(&changing, Situation { untried: false, ..CLEAN }), Step::Wait);
+    }
+
+    /// Every row there is: numbered, the mode now, whether another copy is in doubt, whether it compares.
+    #[test]
+    fn a_write_follows_its_namespace_only_if_it_cannot_run_twice() {
+        use Mode::{Eventual, Strong};
+        use Onward::{Anew, Same, Unknown, Unsupported};
+        for (numbered, now, uncertain, conditional, expected) in [
+            // From strong to eventual: the table was looked up, so the refusal speaks for every copy.
+            (true, Eventual, false, false, Anew),
+            (true, Eventual, true, false, Anew),
+            (true, Eventual, false, true, Unsupported),
+            (true, Eventual, true, true, Unsupported),
+            // From strong to strong, two switches later: the table that came along decides.
+            (true, Strong, false, false, Anew),
+            (true, Strong, true, false, Same),
+            (true, Strong, false, true, Anew),
+            (true, Strong, true, true, Same),
+            // From eventual, or without a number: nobody remembers.
+            (false, Eventual, false, false, Anew),
+            (false, Eventual, true, false, Unknown),
+            (false, Eventual, false, true, Unsupported),
+            (false, Eventual, true, true, Unknown),
+            (false, Strong, false, false, Anew),
+            (false, Strong, true, false, Unknown),
+            (false, Strong, false, true, Anew),
+            (false, Strong, true, true, Unknown),
+        ] {
+            let at = Crossing { numbered, now, uncertain, conditional };
+            assert_eq!(onward(at), expected, "{at:?}");
+        }
+    }
+
+    #[test]
+    fn a_change_is_waited_out_with_short_pauses() {
+        let mut rng = ChaCha8Rng::seed_from_u64(2);
+        for n in 0..100 {
+            let pause = short_pause(n, &mut rng).as_millis();
+            assert!((5..=50).contains(&pause), "{n}: {pause} ms");
         }
     }
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use duet_proto::{Cursor, Entry, Error, KeyRange, ScanLimit};
+use duet_proto::{Cursor, Entry, Epoch, Error, KeyRange, Mode, ScanLimit};
 use futures::{FutureExt, Stream, future::BoxFuture};
 
 use crate::{ClientError, Namespace};
@@ -16,7 +16,8 @@ use crate::{ClientError, Namespace};
 type Page = Result<(Vec<Entry>, Option<Cursor>), ClientError>;
 
 /// The entries of a range, in order of key. One page is fetched at a time, when the one before is used up, each at one
-/// moment of its own: a scan of many pages is no snapshot. It ends after an error.
+/// moment of its own: a scan of many pages is no snapshot. It ends after an error. Where the namespace changes its mode
+/// between two pages, it goes on behind the last key, and [`Scan::crossed`] says so.
 ///
 /// ```no_run
 /// # async fn example(orders: duet_client::Namespace) -> Result<(), duet_client::ClientError> {
@@ -38,6 +39,18 @@ pub struct Scan {
     left: u64,
     ready: VecDeque<Entry>,
     next: Next,
+    crossed: Option<Crossed>,
+}
+
+/// Where a scan went from one epoch into another: what it returned up to a key is of the one, what follows of the other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Crossed {
+    /// The last key of the earlier epoch.
+    pub last: Bytes,
+    /// The epoch that it goes on in.
+    pub epoch: Epoch,
+    /// The namespace's mode in that epoch.
+    pub mode: Mode,
 }
 
 enum Next {
@@ -49,7 +62,7 @@ enum Next {
 impl Scan {
     pub(crate) fn new(namespace: Namespace, range: KeyRange) -> Scan {
         let (page, next) = (ScanLimit::default(), Next::Fetch(None));
-        Scan { namespace, range, page, left: u64::MAX, ready: VecDeque::new(), next }
+        Scan { namespace, range, page, left: u64::MAX, ready: VecDeque::new(), next, crossed: None }
     }
 
     /// At most this many entries altogether.
@@ -81,6 +94,12 @@ impl Scan {
         poll_fn(|cx| self.poll(cx)).await
     }
 
+    /// Where it has gone into another epoch since this was asked last. Whoever needs one picture of one epoch begins
+    /// anew.
+    pub fn crossed(&mut self) -> Option<Crossed> {
+        self.crossed.take()
+    }
+
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Entry, ClientError>>> {
         loop {
             if self.left == 0 {
@@ -103,16 +122,20 @@ impl Scan {
                         self.next = next.map_or(Next::Done, |cursor| Next::Fetch(Some(cursor)));
                     }
                     // The cursor is of an epoch that is over; its last key still says where to go on.
-                    Err(ClientError::Cluster(Error::EpochChanged { .. })) if cursor.is_some() => {
-                        if let Some(cursor) = cursor.take() {
-                            self.range.start = successor(&cursor.last);
+                    Err(error) => match (&error, cursor.take()) {
+                        (
+                            &ClientError::Cluster(Error::EpochChanged { epoch, mode, .. }),
+                            Some(Cursor { last, .. }),
+                        ) => {
+                            self.range.start = successor(&last);
+                            self.crossed = Some(Crossed { last, epoch, mode });
+                            self.next = Next::Fetch(None);
                         }
-                        self.next = Next::Fetch(None);
-                    }
-                    Err(error) => {
-                        self.next = Next::Done;
-                        return Poll::Ready(Some(Err(error)));
-                    }
+                        _ => {
+                            self.next = Next::Done;
+                            return Poll::Ready(Some(Err(error)));
+                        }
+                    },
                 },
             }
         }

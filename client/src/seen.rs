@@ -35,14 +35,17 @@ impl Seen {
         join(self.0.entry(token.epoch).or_insert_with(|| Token { epoch: token.epoch, seen: Vec::new() }), token);
     }
 
-    /// Joins the token of an answer to a request that showed `shown`.
-    pub(crate) fn answered(&mut self, shown: Option<&Token>, answer: &Token) {
-        if let Some(shown) = shown.filter(|shown| shown.epoch < answer.epoch)
+    /// Takes in an answer of an epoch to a request that showed `shown`. A strong answer has no token, and stands for
+    /// what was shown all the same.
+    pub(crate) fn answered(&mut self, shown: Option<&Token>, epoch: Epoch, token: Option<&Token>) {
+        if let Some(shown) = shown.filter(|shown| shown.epoch < epoch)
             && self.0.get(&shown.epoch).is_some_and(|held| covers(shown, held))
         {
             self.0.remove(&shown.epoch);
         }
-        self.join(answer);
+        if let Some(token) = token {
+            self.join(token);
+        }
     }
 }
 
@@ -72,6 +75,11 @@ mod tests {
         Token { epoch: Epoch(epoch), seen: seen.iter().map(|&(node, hlc)| (NodeId(node), Hlc(hlc))).collect() }
     }
 
+    /// An answer of an eventual epoch.
+    fn eventual(seen: &mut Seen, shown: Option<&Token>, answer: &Token) {
+        seen.answered(shown, answer.epoch, Some(answer));
+    }
+
     fn tokens() -> impl Strategy<Value = Token> {
         prop::collection::btree_map(1u32..5, 0u64..9, 0..4)
             .prop_map(|seen| token(1, &seen.into_iter().collect::<Vec<_>>()))
@@ -82,7 +90,7 @@ mod tests {
         fn tokens_join_as_vectors_do(a in tokens(), b in tokens(), c in tokens()) {
             let joined = |tokens: [&Token; 3]| {
                 let mut seen = Seen::default();
-                tokens.into_iter().for_each(|token| seen.answered(None, token));
+                tokens.into_iter().for_each(|token| eventual(&mut seen, None, token));
                 seen.show().unwrap()
             };
             let abc = joined([&a, &b, &c]);
@@ -97,30 +105,47 @@ mod tests {
     fn a_later_epoch_stands_for_what_it_was_shown() {
         let mut seen = Seen::default();
         assert_eq!(seen.show(), None);
-        seen.answered(None, &token(1, &[(1, 5)]));
+        eventual(&mut seen, None, &token(1, &[(1, 5)]));
         let shown = seen.show();
         assert_eq!(shown, Some(token(1, &[(1, 5)])));
-        seen.answered(shown.as_ref(), &token(2, &[(2, 1)]));
+        eventual(&mut seen, shown.as_ref(), &token(2, &[(2, 1)]));
         assert_eq!(seen.show(), Some(token(2, &[(2, 1)])));
     }
 
     #[test]
     fn a_later_epoch_stands_for_nothing_that_it_was_not_shown() {
         let mut seen = Seen::default();
-        seen.answered(None, &token(1, &[(1, 5)]));
+        eventual(&mut seen, None, &token(1, &[(1, 5)]));
         let shown = seen.show();
         // Meanwhile another request of the session has written in epoch 1.
-        seen.answered(shown.as_ref(), &token(1, &[(1, 9)]));
-        seen.answered(shown.as_ref(), &token(2, &[(2, 1)]));
+        eventual(&mut seen, shown.as_ref(), &token(1, &[(1, 9)]));
+        eventual(&mut seen, shown.as_ref(), &token(2, &[(2, 1)]));
         assert_eq!(seen.show(), Some(token(1, &[(1, 9)])), "it is still to be confirmed");
         let shown = seen.show();
-        seen.answered(shown.as_ref(), &token(2, &[(3, 4)]));
+        eventual(&mut seen, shown.as_ref(), &token(2, &[(3, 4)]));
         assert_eq!(seen.show(), Some(token(2, &[(2, 1), (3, 4)])));
         // Neither does a token of another session's, nor an answer to a request without one.
         let mut seen = Seen::default();
         seen.join(&token(1, &[(1, 5)]));
         seen.join(&token(2, &[(2, 1)]));
-        seen.answered(None, &token(2, &[(2, 2)]));
+        eventual(&mut seen, None, &token(2, &[(2, 2)]));
         assert_eq!(seen.show(), Some(token(1, &[(1, 5)])));
+    }
+
+    #[test]
+    fn a_strong_answer_stands_for_what_it_was_shown_and_adds_nothing() {
+        let mut seen = Seen::default();
+        eventual(&mut seen, None, &token(1, &[(1, 5)]));
+        let shown = seen.show();
+        seen.answered(None, Epoch(2), None);
+        seen.answered(shown.as_ref(), Epoch(1), None);
+        assert_eq!(seen.show(), shown, "neither an answer that was not shown it nor one of the same epoch");
+        // Written in epoch 1 by a member that had not heard of the switch: it comes in late.
+        eventual(&mut seen, shown.as_ref(), &token(1, &[(2, 9)]));
+        seen.answered(shown.as_ref(), Epoch(2), None);
+        let all = seen.show();
+        assert_eq!(all, Some(token(1, &[(1, 5), (2, 9)])), "the base need not have that");
+        seen.answered(all.as_ref(), Epoch(2), None);
+        assert_eq!(seen.show(), None);
     }
 }

@@ -39,9 +39,9 @@ impl Window {
 pub(crate) struct Known {
     /// Its id: a name that is deleted and created again is another namespace.
     pub(crate) id: NamespaceId,
-    /// Its mode, once a topology has told.
+    /// Its mode in that epoch, once a topology has told.
     pub(crate) mode: Option<Mode>,
-    /// The latest epoch seen.
+    /// The latest epoch seen; 0 if none.
     pub(crate) epoch: Epoch,
     /// The highest log position seen in that epoch.
     pub(crate) position: u64,
@@ -73,16 +73,39 @@ impl Known {
     /// Learns from an answer that `node` gave.
     pub(crate) fn learn(&mut self, node: NodeId, meta: &Meta) {
         self.reach(meta.epoch, meta.position);
-        self.last = Some(node);
         if meta.epoch >= self.epoch {
+            self.last = Some(node);
             // An answer that names no other leader came from it, if the namespace has one.
             self.leader = meta.leader.or(if meta.position > 0 { Some(node) } else { None });
         }
     }
 
-    /// Positions count anew in every epoch.
+    /// Positions count anew in every epoch, and whoever led does not lead any more.
     pub(crate) fn reach(&mut self, epoch: Epoch, position: u64) {
+        if epoch > self.epoch {
+            self.mode = self.mode_in(epoch);
+            self.leader = None;
+        }
         (self.epoch, self.position) = (self.epoch, self.position).max((epoch, position));
+    }
+
+    /// Its mode in an epoch: each begins with a change of it.
+    pub(crate) fn mode_in(&self, epoch: Epoch) -> Option<Mode> {
+        let mode = self.mode?;
+        let same = epoch.0.abs_diff(self.epoch.0).is_multiple_of(2);
+        Some(match mode {
+            mode if same => mode,
+            Mode::Strong => Mode::Eventual,
+            Mode::Eventual => Mode::Strong,
+        })
+    }
+
+    /// Learns that it is in an epoch, and of which mode that is.
+    pub(crate) fn switched(&mut self, epoch: Epoch, mode: Mode) {
+        if epoch >= self.epoch {
+            self.reach(epoch, 0);
+            self.mode = Some(mode);
+        }
     }
 
     /// Learns from a catalog entry.
@@ -145,6 +168,20 @@ mod tests {
         known.reach(Epoch(2), 3);
         known.reach(Epoch(1), 950);
         assert_eq!((known.epoch, known.position), (Epoch(2), 3));
+    }
+
+    #[test]
+    fn the_mode_alternates_from_epoch_to_epoch() {
+        let mut known = Known { leader: Some(NodeId(1)), ..Known::default() };
+        known.reach(Epoch(4), 7);
+        assert_eq!(known.mode, None, "nobody has told");
+        known.switched(Epoch(4), Mode::Strong);
+        known.learn(NodeId(2), &Meta { epoch: Epoch(5), ..Meta::default() });
+        assert_eq!((known.mode, known.leader), (Some(Mode::Eventual), None));
+        assert_eq!((known.mode_in(Epoch(4)), known.mode_in(Epoch(7))), (Some(Mode::Strong), Some(Mode::Eventual)));
+        known.switched(Epoch(4), Mode::Strong);
+        known.learn(NodeId(3), &Meta { epoch: Epoch(4), position: 9, ..Meta::default() });
+        assert_eq!((known.epoch, known.mode, known.last), (Epoch(5), Some(Mode::Eventual), Some(NodeId(2))));
     }
 
     #[test]
