@@ -216,8 +216,10 @@ impl Step<'_> {
         (self.r.meta.fence, self.r.meta.stashed) = (None, false);
         self.end_sessions();
         // What was pushed meanwhile was not taken, and nobody pushes it again. And others may wait for copies.
-        let there: Vec<_> = self.others().into_iter().filter(|node| !self.r.silent.contains(node)).collect();
-        self.r.wanted.extend(there);
+        let (others, silent) = (self.others(), &self.r.silent);
+        // After a start nobody was heard yet.
+        let all = others.iter().all(|node| silent.contains(node));
+        self.r.wanted = others.into_iter().filter(|node| all || !silent.contains(node)).collect();
         self.r.reported = None;
     }
 

@@ -19,6 +19,7 @@ use super::*;
 use crate::{Call, Members, SpaceSpec, Start};
 
 mod data;
+mod ending;
 mod life;
 mod load;
 
