@@ -134,8 +134,13 @@ impl Node {
             disk.clone(),
             link,
         );
-        let (router, follow) =
-            Router::start(settings.router, strong.clone(), eventual.clone(), follow_peers(endpoint.peers().clone()));
+        let (router, follow) = Router::start(
+            settings.router,
+            strong.clone(),
+            eventual.clone(),
+            clock.clone(),
+            follow_peers(endpoint.peers().clone()),
+        );
         let mut metrics = Metrics::new(VERSION, config.node.0, config.cluster.as_str());
         metrics.collect(Durable { store: store.clone(), committer: committer.clone() });
         let node = Node {

@@ -102,6 +102,9 @@ pub struct Base {
     pub keys: u64,
     /// Whether the exactly-once table goes on. It does not if the members' tables had come to differ.
     pub answers: bool,
+    /// Whether somebody was owed late writes then, or is since: a strong epoch begins to keep tombstones with its base,
+    /// and ends it in its log.
+    pub keep_tombstones: bool,
 }
 
 /// What one member of a base holds.
@@ -306,11 +309,13 @@ impl NamespaceRecord {
         self.initial.contains(&node) && !self.left.contains(&node)
     }
 
-    /// The member that stands for election first, so that leaders of many namespaces spread over the nodes.
+    /// The member that stands for election first, so that leaders of many namespaces spread over the nodes. None that
+    /// begins blank.
     #[must_use]
     pub fn first_leader(&self) -> Option<NodeId> {
-        let at = self.id.0.checked_rem(self.members.len() as u64)?;
-        self.members.get(at as usize).copied()
+        let able: Vec<_> = self.members.iter().filter(|node| !self.left.contains(node)).collect();
+        let at = self.id.0.checked_rem(able.len() as u64)?;
+        able.get(at as usize).map(|node| **node)
     }
 }
 

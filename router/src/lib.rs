@@ -31,11 +31,16 @@
 //! of the strong engine) and knows no peer's liveness. The engines know nothing of it, nor of each other.
 
 pub mod catalog;
+mod counts;
+mod dispatch;
+mod failpoint;
 mod plan;
 mod reconcile;
 mod router;
+mod tell;
 mod tries;
 mod view;
 
+pub use counts::Metrics;
 pub use router::{Config, Founder, Router};
 pub use view::{Entry, View};

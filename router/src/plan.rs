@@ -21,7 +21,7 @@ use crate::{
 };
 
 pub(crate) use reform::{Stand, report};
-pub(crate) use switch::{Came, advance, brought};
+pub(crate) use switch::{Came, Moment, advance, brought, other};
 
 /// Replicas of a namespace where nobody says otherwise and there are nodes enough.
 const REPLICAS: usize = 3;

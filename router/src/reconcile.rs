@@ -1,6 +1,10 @@
 //! What follows the catalog and makes this node's replicas as it says.
 
+mod groups;
+mod late;
+mod passage;
 mod spaces;
+mod track;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,10 +15,12 @@ use std::{
 use duet_engine_eventual::SpaceError;
 use duet_engine_strong::{GroupError, GroupSpec, MembersChange};
 use duet_proto::{Epoch, Error, Mode, NamespaceId, NamespaceName, NodeId};
+use duet_store::StoreError;
 use tokio::time::{Instant, sleep};
 
+use self::track::Track;
 use crate::{
-    catalog::{NamespaceRecord, NamespaceState},
+    catalog::NamespaceRecord,
     plan::{self, Registration},
     router::Inner,
     view::Entry,
@@ -26,8 +32,27 @@ const SOON: Duration = Duration::from_millis(100);
 const LATER: Duration = Duration::from_secs(1);
 /// How long a step on the catalog may take before it is planned anew.
 const STEP: Duration = Duration::from_secs(5);
+/// How long until what holds writes up is looked at again.
+const AT_ONCE: Duration = Duration::from_millis(5);
 /// How often a node stands for election in a namespace that is its to lead first.
 const CAMPAIGNS: u32 = 20;
+
+/// When a namespace is to be looked at again, though nothing has happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Pace {
+    /// Writes wait for it.
+    AtOnce,
+    /// It is unfinished.
+    Soon,
+    /// It is as the catalog says.
+    Settled,
+}
+
+impl Pace {
+    fn settled(settled: bool) -> Pace {
+        if settled { Pace::Settled } else { Pace::Soon }
+    }
+}
 
 /// Why a replica could not be made as the catalog says.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +63,18 @@ pub(crate) enum EngineError {
     /// An eventual one.
     #[error("the eventual engine: {0}")]
     Eventual(#[from] SpaceError),
+    /// The store, outside of both.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// What is in place is not what the catalog says that the epoch begins with. It is left as it is: an operator must
+    /// see it.
+    #[error("the data in place is not the base of epoch {epoch}: {why}")]
+    NotTheBase {
+        /// The epoch.
+        epoch: Epoch,
+        /// The difference.
+        why: String,
+    },
 }
 
 impl EngineError {
@@ -45,7 +82,7 @@ impl EngineError {
     fn is_fatal(&self) -> bool {
         use EngineError as E;
         matches!(self, E::Strong(GroupError::Store(_) | GroupError::Stopped))
-            || matches!(self, E::Eventual(SpaceError::Store(_) | SpaceError::Stopped))
+            || matches!(self, E::Eventual(SpaceError::Store(_) | SpaceError::Stopped) | E::Store(_))
     }
 }
 
@@ -127,50 +164,58 @@ async fn level(inner: &Inner, mut peers: impl FnMut(&BTreeMap<NodeId, String>) +
     let mut known = None;
     let groups = inner.strong.groups().into_iter().map(|group| group.id.namespace);
     let spaces = inner.eventual.spaces().into_iter().map(|space| space.id.namespace);
-    let mut open: BTreeMap<NamespaceId, u32> = groups.chain(spaces).map(|id| (id, 0)).collect();
+    let mut open: BTreeMap<NamespaceId, Track> = groups.chain(spaces).map(|id| (id, Track::default())).collect();
     loop {
-        open.extend(inner.marked().into_iter().map(|id| (id, 0)));
+        for id in inner.marked() {
+            open.entry(id).or_default().renew();
+        }
         let view = inner.view();
         let now = inner.peers(&view);
         if known.as_ref() != Some(&now) {
             peers(&now);
             known = Some(now);
         }
-        let mut unfinished = BTreeMap::new();
-        for (id, round) in std::mem::take(&mut open) {
-            match settle(inner, id, round).await {
-                Ok(true) => {}
-                Ok(false) => {
-                    unfinished.insert(id, round.saturating_add(1));
-                }
+        let mut pace = Pace::Settled;
+        for (id, mut track) in std::mem::take(&mut open) {
+            let next = match settle(inner, id, &mut track).await {
+                Ok(next) => next,
                 Err(error) if error.is_fatal() => return inner.fatal(&error),
                 Err(error) => {
-                    tracing::debug!(namespace = %id, %error, "a replica is not as the catalog says yet");
-                    unfinished.insert(id, round.saturating_add(1));
+                    track.complain(id, &error);
+                    Pace::Soon
                 }
+            };
+            if next != Pace::Settled {
+                pace = pace.min(next);
+                open.insert(id, track);
             }
         }
-        let settled = lead_catalog(inner).await && unfinished.is_empty();
-        open = unfinished;
+        pace = pace.min(Pace::settled(lead_catalog(inner).await));
+        let pause = match pace {
+            Pace::AtOnce => AT_ONCE,
+            Pace::Soon => SOON,
+            Pace::Settled => LATER,
+        };
         tokio::select! {
             biased;
             () = inner.work.notified() => {}
-            () = sleep(if settled { LATER } else { SOON }) => {}
+            () = sleep(pause) => {}
         }
     }
 }
 
-/// Takes the next step of one namespace; whether it was the last.
-async fn settle(inner: &Inner, id: NamespaceId, round: u32) -> Result<bool, EngineError> {
+/// Takes the next step of one namespace, and says when to look at it again.
+async fn settle(inner: &Inner, id: NamespaceId, track: &mut Track) -> Result<Pace, EngineError> {
     if id == NamespaceId::SYSTEM {
-        return Ok(found(inner, round).await?);
+        return Ok(Pace::settled(found(inner, track).await?));
     }
     let (view, me) = (inner.view(), inner.config.me);
     let Some((name, entry)) = view.by_id.get(&id).and_then(|name| Some((name, view.namespace(name)?))) else {
         if view.is_deleted(id) {
             drop_replicas(inner, id).await?;
+            inner.eventual.purge(id).await?;
         }
-        return Ok(true);
+        return Ok(Pace::Settled);
     };
     let record = &entry.record;
     if !record.holds(me) {
@@ -178,71 +223,31 @@ async fn settle(inner: &Inner, id: NamespaceId, round: u32) -> Result<bool, Engi
         if view.unreadable.is_empty() {
             drop_replicas(inner, id).await?;
         }
-        return Ok(said_gone(inner, name, entry).await);
+        return Ok(Pace::settled(said_gone(inner, name, entry).await));
     }
-    match record.mode {
-        Mode::Strong => Ok(settle_group(inner, name, entry, round).await?),
-        Mode::Eventual => Ok(spaces::settle(inner, name, entry).await?),
-    }
-}
-
-/// Takes the next step of the replica of a strong namespace.
-async fn settle_group(
-    inner: &Inner,
-    name: &NamespaceName,
-    entry: &Entry<NamespaceRecord>,
-    round: u32,
-) -> Result<bool, GroupError> {
-    let (record, me) = (&entry.record, inner.config.me);
-    let id = record.id;
-    let Some(group) = inner.strong.group(id, record.epoch) else {
-        create(inner, name, record).await?;
-        return Ok(false);
+    track.see(record);
+    let before = passage::cross(inner, name, record, track).await?;
+    let pace = match record.mode {
+        _ if before == Pace::AtOnce => Pace::AtOnce,
+        Mode::Strong => groups::settle(inner, name, entry, track).await?,
+        Mode::Eventual => spaces::settle(inner, name, entry, track).await?,
     };
-    if group.leader.is_none() && record.first_leader() == Some(me) && round < CAMPAIGNS {
-        inner.strong.campaign(id, record.epoch).await?;
-        return Ok(false);
-    }
-    match &record.state {
-        NamespaceState::Moving { to, .. } => {
-            if group.leader == Some(me) {
-                let voters = to.iter().copied().collect();
-                if inner.strong.set_members(id, record.epoch, voters).await? == MembersChange::Done {
-                    carry_out(inner, &plan::moved(name, entry, to)).await;
-                }
-            }
-            Ok(false)
-        }
-        _ => Ok(true),
-    }
+    Ok(pace.min(before))
 }
 
 /// The first founder stands for election when there is no leader, so that a new cluster, or one that starts again,
 /// does not wait for a timeout. Whoever has a leader refuses its vote, so that it never disturbs one.
-async fn found(inner: &Inner, round: u32) -> Result<bool, GroupError> {
+async fn found(inner: &Inner, track: &mut Track) -> Result<bool, GroupError> {
     let group = inner.strong.group(NamespaceId::SYSTEM, Epoch::FIRST);
     let vacant = group.is_none_or(|group| group.leader.is_none());
-    if !vacant || inner.founders().first() != Some(&inner.config.me) || round >= CAMPAIGNS {
+    if !vacant || inner.founders().first() != Some(&inner.config.me) || track.campaigns() >= CAMPAIGNS {
         return Ok(true);
+    }
+    if !track.may_campaign() {
+        return Ok(false);
     }
     inner.strong.campaign(NamespaceId::SYSTEM, Epoch::FIRST).await?;
     Ok(false)
-}
-
-async fn create(inner: &Inner, name: &NamespaceName, record: &NamespaceRecord) -> Result<(), GroupError> {
-    let founds = record.starts(inner.config.me);
-    let spec = GroupSpec {
-        namespace: record.id,
-        epoch: record.epoch,
-        name: name.clone(),
-        voters: if founds { record.initial.iter().copied().collect() } else { Default::default() },
-        learners: Default::default(),
-        base: None,
-    };
-    inner.strong.create(spec).await?;
-    tracing::info!(namespace = %name, founds, "replica created");
-    inner.placed.notify_waiters();
-    Ok(())
 }
 
 async fn drop_replicas(inner: &Inner, id: NamespaceId) -> Result<(), EngineError> {
@@ -287,9 +292,14 @@ async fn lead_catalog(inner: &Inner) -> bool {
     matches!(step, Ok(MembersChange::Done))
 }
 
-async fn carry_out(inner: &Inner, plan: &plan::Plan) {
+/// Whether the step was taken.
+async fn carry_out(inner: &Inner, plan: &plan::Plan) -> bool {
     // Whatever comes of it, the next look at the catalog tells.
-    if let Err(error) = inner.carry_out(plan, Instant::now() + STEP).await {
-        tracing::debug!(%error, "a step on the catalog did not succeed");
+    match inner.carry_out(plan, Instant::now() + STEP).await {
+        Ok(held) => held,
+        Err(error) => {
+            tracing::debug!(%error, "a step on the catalog did not succeed");
+            false
+        }
     }
 }

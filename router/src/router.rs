@@ -1,6 +1,7 @@
 //! The face of the crate: requests by name, administration, and what a node says of itself.
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     future::Future,
     sync::{
@@ -12,19 +13,21 @@ use std::{
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use duet_engine_eventual::{Call as EventualCall, Handle as Eventual};
+use duet_engine_eventual::Handle as Eventual;
 use duet_engine_strong::{Call, Handle as Strong};
 use duet_proto::{
-    Admin, Answer, Boot, ClusterName, Consistency, DataRequest, Epoch, Error, Mode, NamespaceId, NamespaceInfo,
+    Admin, Answer, Boot, ClusterName, Consistency, DataRequest, Epoch, Error, NamespaceId, NamespaceInfo,
     NamespaceName, NamespaceStatus, NodeId, NodeInfo, Op, Outcome, Response, Stamp, Topology, Try,
 };
+use duet_store::HybridClock;
 use tokio::{
     sync::Notify,
     time::{Instant, sleep, timeout_at},
 };
 
 use crate::{
-    catalog::{Key, NamespaceRecord, NamespaceState},
+    catalog::{Key, NamespaceRecord},
+    counts::{Counts, Metrics},
     plan::{self, Goal, Plan},
     reconcile::{self, EngineError},
     tries::Tries,
@@ -71,11 +74,12 @@ pub(crate) struct Inner {
     pub(crate) config: Config,
     pub(crate) strong: Strong,
     pub(crate) eventual: Eventual,
+    pub(crate) clock: Arc<HybridClock>,
     view: ArcSwap<View>,
     /// The keys and versions that the view was made of. Held while it is made anew.
     read: Mutex<BTreeMap<Bytes, Stamp>>,
     /// The view has changed.
-    seen: Notify,
+    pub(crate) seen: Notify,
     /// A replica has come or gone.
     pub(crate) placed: Notify,
     /// There is something to reconcile.
@@ -84,6 +88,7 @@ pub(crate) struct Inner {
     dirty: Mutex<BTreeSet<NamespaceId>>,
     registered: AtomicBool,
     tries: Tries,
+    pub(crate) counts: Counts,
     /// One change at a time from this node: two would only make each other's compare fail.
     admin: tokio::sync::Mutex<()>,
 }
@@ -101,13 +106,16 @@ impl Router {
         config: Config,
         strong: Strong,
         eventual: Eventual,
+        clock: Arc<HybridClock>,
         peers: impl FnMut(&BTreeMap<NodeId, String>) + Send + 'static,
     ) -> (Router, impl Future<Output = Error> + Send + 'static) {
         let inner = Arc::new(Inner {
             tries: Tries::new(config.me, config.boot),
             strong,
             eventual,
+            clock,
             config,
+            counts: Counts::default(),
             view: ArcSwap::default(),
             read: Mutex::default(),
             seen: Notify::new(),
@@ -137,14 +145,7 @@ impl Router {
         if request.op.is_write() {
             plan::protect(&request.namespace)?;
         }
-        let (view, record) = self.inner.find(&request.namespace, deadline).await?;
-        if let NamespaceState::Deleting { .. } = record.state {
-            return Err(Error::NamespaceNotFound { name: request.namespace });
-        }
-        if !self.inner.serves(&record) {
-            return Err(Error::NotHere { members: view.members(&record) });
-        }
-        self.inner.call(&record, request, deadline).await
+        self.inner.dispatch(&request, deadline).await
     }
 
     /// Carries out what an administrator asks for. The caller has checked the role.
@@ -156,9 +157,17 @@ impl Router {
     /// Typed refusals; [`Error::NoQuorum`] of the system namespace; [`Error::Changing`] while another change of the
     /// namespace goes on; [`Error::OutcomeUnknown`] if the deadline came first.
     pub async fn admin(&self, admin: Admin, deadline: Instant) -> Result<Response, Error> {
-        if let Admin::ListNamespaces = admin {
-            self.inner.refresh(deadline).await?;
-            return Ok(Response::Namespaces(self.namespaces()));
+        match &admin {
+            Admin::ListNamespaces => {
+                self.inner.refresh(deadline).await?;
+                return Ok(Response::Namespaces(self.namespaces()));
+            }
+            Admin::ShowSwitch { name } => {
+                self.inner.refresh(deadline).await?;
+                return self.inner.show_switch(name);
+            }
+            Admin::ListLate { name, limit } => return self.inner.list_late(name, *limit),
+            _ => {}
         }
         let goal = self.inner.change(&admin, deadline).await?;
         self.inner.reach(goal, deadline).await
@@ -182,11 +191,13 @@ impl Router {
         }
     }
 
-    /// Every replica that this node holds, with the catalog's word on its phase.
+    /// Every replica that this node holds, with the catalog's word on its phase; one of each namespace, though a group
+    /// that has ended may linger beside the replica that followed.
     pub async fn status(&self) -> Vec<NamespaceStatus> {
         let mut statuses = self.inner.strong.statuses().await;
         statuses.extend(self.inner.eventual.statuses().await);
-        statuses.sort_by_key(|status| (status.id, status.epoch));
+        statuses.sort_by_key(|status| (status.id, Reverse(status.epoch)));
+        statuses.dedup_by_key(|status| status.id);
         let view = self.view();
         for status in &mut statuses {
             if let Some((name, record)) = view.by_id(status.id) {
@@ -195,6 +206,12 @@ impl Router {
             }
         }
         statuses
+    }
+
+    /// Figures of switches since the start.
+    #[must_use]
+    pub fn metrics(&self) -> Metrics {
+        self.inner.counts.read()
     }
 
     /// What this node knows of the catalog now.
@@ -222,63 +239,6 @@ impl Router {
 }
 
 impl Inner {
-    /// The entry of a namespace: from the view, or after the view has caught up with the catalog.
-    async fn find(
-        &self,
-        name: &NamespaceName,
-        deadline: Instant,
-    ) -> Result<(Arc<View>, Arc<NamespaceRecord>), Error> {
-        for fresh in [false, true] {
-            if fresh {
-                self.refresh(deadline).await?;
-            }
-            let view = self.view.load_full();
-            if let Some(record) = view.namespace(name).map(|entry| entry.record.clone()) {
-                return Ok((view, record));
-            }
-        }
-        Err(Error::NamespaceNotFound { name: name.clone() })
-    }
-
-    /// Whether this node serves a namespace. Of an eventual one only members do: whoever else holds a replica receives
-    /// its first copy, or is on its way out.
-    fn serves(&self, record: &NamespaceRecord) -> bool {
-        match record.mode {
-            Mode::Strong => record.id == NamespaceId::SYSTEM || record.holds(self.config.me),
-            Mode::Eventual => record.members.contains(&self.config.me),
-        }
-    }
-
-    /// Hands a request to the engine of the namespace's mode, and again once the replica has been set up, if the
-    /// catalog is ahead of the engine.
-    async fn call(&self, record: &NamespaceRecord, request: DataRequest, deadline: Instant) -> Result<Answer, Error> {
-        let DataRequest { namespace, epoch: _, op, attempt, token, consistency } = request;
-        loop {
-            let placed = self.placed.notified();
-            tokio::pin!(placed);
-            placed.as_mut().enable();
-            let op = op.clone();
-            let answer = match record.mode {
-                Mode::Strong => {
-                    let call = Call { op, attempt, consistency };
-                    self.strong.call(record.id, record.epoch, call, deadline).await
-                }
-                Mode::Eventual => {
-                    let call = EventualCall { op, token: token.clone() };
-                    self.eventual.call(record.id, record.epoch, call, deadline).await
-                }
-            };
-            match answer {
-                Err(Error::NotHere { .. }) => {}
-                answer => return answer,
-            }
-            if timeout_at(deadline, placed).await.is_err() {
-                let why = "its replica is being set up on this node".into();
-                return Err(Error::Changing { namespace, why });
-            }
-        }
-    }
-
     pub(crate) fn view(&self) -> Arc<View> {
         self.view.load_full()
     }

@@ -288,7 +288,8 @@ fn agreement(held: &[(NodeId, Held)]) -> Option<(Base, Frontier)> {
     }
     let last = held.iter().map(|(_, other)| other.last).max().unwrap_or_default();
     let answers = held.iter().all(|(_, other)| other.answers == one.answers);
-    Some((Base { last, digest: one.digest, keys: one.keys, answers }, one.frontier.clone()))
+    let base = Base { last, digest: one.digest, keys: one.keys, answers, keep_tombstones: false };
+    Some((base, one.frontier.clone()))
 }
 
 /// Writes have been stopped for too long: the fences go, and the switch begins again when the way is clear.
@@ -319,7 +320,7 @@ fn activated(
     record.epoch = Epoch(record.epoch.0 + 1);
     record.initial = record.members.clone();
     record.left = apart;
-    record.base = Some(base);
+    record.base = Some(Base { keep_tombstones: !record.owed.is_empty(), ..base });
     record
 }
 

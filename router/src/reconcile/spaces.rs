@@ -30,7 +30,10 @@ pub(super) async fn settle(
         return Ok(Pace::Soon);
     };
     if space.failed.is_some() {
-        return Ok(Pace::Settled);
+        // It has no part in a switch, but sees how long that takes.
+        advance(inner, name, entry, &Came::Nothing, track).await;
+        let switching = matches!(record.state, NamespaceState::Switching(_));
+        return Ok(Pace::settled(!switching));
     }
     if space.version < record.version {
         inner.eventual.set_members(id, record.engine_members()).await?;
@@ -98,25 +101,14 @@ async fn fence(
     Ok(inner.eventual.standing(id).await.ok_or(SpaceError::Unknown(id))?)
 }
 
-fn came(
-    inner: &Inner,
-    record: &NamespaceRecord,
-    switch: &Switch,
-    standing: Standing,
-) -> Result<Came, EngineError> {
+fn came(inner: &Inner, record: &NamespaceRecord, switch: &Switch, standing: Standing) -> Result<Came, EngineError> {
     // The table is read only where it counts.
     let answers = match (&switch.step, standing.converged) {
         (Step::Converging { .. }, Some(_)) => inner.strong.answers(record.id)?,
         _ => None,
     };
     let base = standing.base;
-    let held = Held {
-        last: base.last,
-        digest: base.digest,
-        keys: base.keys,
-        frontier: standing.frontier,
-        answers,
-    };
+    let held = Held { last: base.last, digest: base.digest, keys: base.keys, frontier: standing.frontier, answers };
     let Standing { near, fence, converged, .. } = standing;
     Ok(Came::Eventual { near, fence, converged, held: Box::new(held) })
 }

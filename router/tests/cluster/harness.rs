@@ -112,7 +112,7 @@ impl Cluster {
             EventualConfig::new(me, boot),
             store.clone(),
             committer,
-            clock,
+            clock.clone(),
             DiskGuard::new(store.clone(), 0),
             EventualLink { sync_out, sync_in, gossip_out, gossip_in },
         );
@@ -126,8 +126,9 @@ impl Cluster {
         };
         let peers = Arc::new(Mutex::new(BTreeMap::new()));
         let told = peers.clone();
-        let (router, follow) =
-            Router::start(config, engine.clone(), eventual.clone(), move |now| *told.lock().unwrap() = now.clone());
+        let (router, follow) = Router::start(config, engine.clone(), eventual.clone(), clock, move |now| {
+            *told.lock().unwrap() = now.clone()
+        });
         let ended = Arc::new(Mutex::new(None));
         let end = ended.clone();
         let tasks = vec![

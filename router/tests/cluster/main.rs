@@ -4,6 +4,7 @@
 
 mod eventual;
 mod harness;
+mod switch;
 
 use duet_proto::{Admin, Boot, Error, Expect, GroupRole, KeyRange, Mutation, NodeId, Op, Phase, Response, ScanLimit};
 use harness::{Cluster, name};

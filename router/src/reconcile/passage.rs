@@ -1,0 +1,184 @@
+//! How a replica passes from an earlier epoch to the present one.
+//!
+//! Whoever holds what the present epoch begins with goes on in place: the records stay where they are, and only the
+//! replica around them changes. Everybody else begins blank, and gets a copy from the others; what an eventual
+//! replica holds that the others may not is put aside first.
+//!
+//! ```text
+//!   eventual, e, in the base ───► the group of e+1 over the records ──► the old replica is retired
+//!   eventual, earlier or apart ─► fence ─► stash ─► removed ──────────► joins
+//!   strong, e, seal applied ────► the replica of e+1 over the records ─► a while later the group is retired
+//!   strong, behind or earlier ──► removed, if the seal does not come ──► joins
+//! ```
+
+use std::time::Duration;
+
+use duet_engine_eventual::{Base, SpaceId, SpaceInfo, SpaceSpec, Standing, Start};
+use duet_engine_strong::{GroupInfo, GroupSpec, machine::Base as GroupBase};
+use duet_proto::{Digest, Mode, NamespaceId, NamespaceName};
+
+use super::{EngineError, Pace, groups, track::Track};
+use crate::{catalog::NamespaceRecord, failpoint::failpoint, router::Inner};
+
+/// How long a group that has ended is kept, so that members that are a little behind can apply its end.
+const GRACE: Duration = Duration::from_secs(3);
+/// How long a member that is behind waits for the end of its group before it begins blank.
+const BEHIND: Duration = Duration::from_secs(5);
+
+/// Takes the next step of whatever is here of an earlier epoch. [`Pace::AtOnce`]: the present one has to wait for it.
+pub(super) async fn cross(
+    inner: &Inner,
+    name: &NamespaceName,
+    record: &NamespaceRecord,
+    track: &Track,
+) -> Result<Pace, EngineError> {
+    let spaces = inner.eventual.spaces().into_iter();
+    let space = spaces.filter(|space| space.id.namespace == record.id && space.id.epoch < record.epoch).next();
+    if let Some(space) = space {
+        return from_space(inner, name, record, &space).await;
+    }
+    let groups = inner.strong.groups().into_iter();
+    let group = groups.filter(|group| group.id.namespace == record.id && group.id.epoch < record.epoch).next();
+    match group {
+        Some(group) => from_group(inner, name, record, &group, track).await,
+        None => Ok(Pace::Settled),
+    }
+}
+
+async fn from_space(
+    inner: &Inner,
+    name: &NamespaceName,
+    record: &NamespaceRecord,
+    space: &SpaceInfo,
+) -> Result<Pace, EngineError> {
+    let id = space.id;
+    if let Some(why) = &space.failed {
+        // It may hold what nobody else has.
+        tracing::debug!(namespace = %name, %id, why, "a failed replica of an earlier epoch is left as it is");
+        return Ok(Pace::Settled);
+    }
+    let follows = id.epoch.0 + 1 == record.epoch.0 && record.mode == Mode::Strong;
+    if follows && record.starts(inner.config.me) {
+        if inner.strong.group(record.id, record.epoch).is_none() {
+            open_group(inner, name, record, id).await?;
+        }
+        inner.eventual.retire(id).await?;
+        failpoint("switch.retired");
+        return Ok(Pace::AtOnce);
+    }
+    // The epoch has ended without this member.
+    let standing = inner.eventual.standing(id).await;
+    if standing.is_some_and(|standing| standing.fence < Some(record.attempts)) {
+        inner.eventual.fence(id, record.attempts).await?;
+    }
+    inner.eventual.stash(id, record.end_of(id.epoch).cloned().unwrap_or_default()).await?;
+    failpoint("late.stashed");
+    inner.eventual.remove(id).await?;
+    tracing::info!(namespace = %name, %id, epoch = %record.epoch, "the epoch ended without this member; it begins anew");
+    Ok(Pace::AtOnce)
+}
+
+/// The group of the present epoch, over the records that the eventual one has left in place.
+async fn open_group(
+    inner: &Inner,
+    name: &NamespaceName,
+    record: &NamespaceRecord,
+    old: SpaceId,
+) -> Result<(), EngineError> {
+    let standing = inner.eventual.standing(old).await.filter(|standing| standing.fence.is_some());
+    let standing = standing.ok_or_else(|| not_the_base(record, "the replica is not fenced".into()))?;
+    let Standing { base: mut held, .. } = standing;
+    let base = expected(record, held.digest, held.keys)?;
+    let keep_tombstones = base.keep_tombstones;
+    if !keep_tombstones && held.tombstones > 0 {
+        inner.eventual.drop_tombstones(old).await?;
+        held.tombstones = 0;
+    }
+    let base = GroupBase {
+        last: base.last,
+        digest: base.digest,
+        keys: base.keys,
+        tombstones: held.tombstones,
+        keep_tombstones,
+        keep_answers: base.answers,
+    };
+    // One that has ended may linger still.
+    for group in inner.strong.groups().into_iter().filter(|group| group.id.namespace == record.id) {
+        inner.strong.retire(record.id, group.id.epoch).await?;
+    }
+    let spec = GroupSpec {
+        namespace: record.id,
+        epoch: record.epoch,
+        name: name.clone(),
+        voters: record.initial.iter().copied().collect(),
+        learners: Default::default(),
+        base: Some(base),
+    };
+    inner.strong.create(spec).await?;
+    tracing::info!(namespace = %name, epoch = %record.epoch, keys = base.keys, "strong, over what was in place");
+    failpoint("switch.created");
+    inner.placed.notify_waiters();
+    Ok(())
+}
+
+async fn from_group(
+    inner: &Inner,
+    name: &NamespaceName,
+    record: &NamespaceRecord,
+    group: &GroupInfo,
+    track: &Track,
+) -> Result<Pace, EngineError> {
+    let id = group.id;
+    let follows = id.epoch.0 + 1 == record.epoch.0 && record.mode == Mode::Eventual;
+    let here = inner.eventual.space(SpaceId { namespace: record.id, epoch: record.epoch }).is_some();
+    if follows && here {
+        if track.in_epoch() < GRACE {
+            return Ok(Pace::Soon);
+        }
+        inner.strong.retire(id.namespace, id.epoch).await?;
+        failpoint("switch.retired");
+        return Ok(Pace::Settled);
+    }
+    if follows && let Some(state) = groups::sealed(inner, record, id.epoch)? {
+        expected(record, state.digest, state.keys)?;
+        let base = Base { last: state.last, digest: state.digest, keys: state.keys, tombstones: state.tombstones };
+        let spec = SpaceSpec {
+            namespace: record.id,
+            epoch: record.epoch,
+            name: name.clone(),
+            start: Start::Founder,
+            members: record.engine_members(),
+            base: Some(base),
+        };
+        inner.eventual.create(spec).await?;
+        tracing::info!(namespace = %name, epoch = %record.epoch, keys = state.keys, "eventual, over what was in place");
+        failpoint("switch.opened");
+        inner.placed.notify_waiters();
+        return Ok(Pace::AtOnce);
+    }
+    if follows && track.in_epoch() < BEHIND {
+        return Ok(Pace::AtOnce);
+    }
+    inner.strong.remove(id.namespace, id.epoch).await?;
+    tracing::info!(namespace = %name, %id, epoch = %record.epoch, "behind by too much; it begins anew");
+    Ok(Pace::AtOnce)
+}
+
+/// The base of the present epoch, if that is what is in place.
+fn expected(record: &NamespaceRecord, digest: Digest, keys: u64) -> Result<&crate::catalog::Base, EngineError> {
+    let base = record.base.as_ref().ok_or_else(|| not_the_base(record, "the catalog has none".into()))?;
+    if (base.digest, base.keys) == (digest, keys) {
+        return Ok(base);
+    }
+    let why = format!("{keys} keys of digest {digest:?}, the catalog has {} of {:?}", base.keys, base.digest);
+    Err(not_the_base(record, why))
+}
+
+fn not_the_base(record: &NamespaceRecord, why: String) -> EngineError {
+    EngineError::NotTheBase { epoch: record.epoch, why }
+}
+
+/// Whether anything of an earlier epoch is here.
+pub(super) fn lingers(inner: &Inner, id: NamespaceId, record: &NamespaceRecord) -> bool {
+    inner.eventual.spaces().iter().any(|space| space.id.namespace == id && space.id.epoch < record.epoch)
+}

@@ -1,0 +1,267 @@
+//! A namespace goes from one mode to the other while it is written to.
+
+use duet_proto::{Admin, Error, LateState, Mode, Mutation, NodeId, Op, Response, SwitchInfo, SwitchStep};
+
+use super::harness::{Cluster, name};
+
+async fn ask(cluster: &Cluster, at: u32, to: Mode, without: &[u32]) {
+    let without = without.iter().copied().map(NodeId).collect();
+    cluster.info(at, Admin::SwitchMode { name: name("n"), to, without }).await.unwrap();
+}
+
+async fn show(cluster: &Cluster, at: u32) -> SwitchInfo {
+    match cluster.admin(at, Admin::ShowSwitch { name: name("n") }).await.unwrap() {
+        Response::Switch(info) => *info,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Waits until some nodes know of the mode.
+async fn switched(cluster: &Cluster, at: &[u32], to: Mode) {
+    let knows = |cluster: &Cluster, at: u32| {
+        let view = cluster.nodes[&at].router.view();
+        view.namespace(&name("n")).is_some_and(|entry| entry.record.mode == to)
+    };
+    cluster.until(|cluster| at.iter().all(|at| knows(cluster, *at))).await;
+}
+
+/// What a node says of its replica.
+async fn replica(cluster: &Cluster, at: u32) -> duet_proto::NamespaceStatus {
+    let statuses = cluster.nodes[&at].router.status().await;
+    statuses.into_iter().find(|status| status.name == name("n")).unwrap()
+}
+
+/// Waits until all have the same data.
+async fn agree(cluster: &Cluster, nodes: &[u32]) {
+    let mut last = Vec::new();
+    for _ in 0..3000 {
+        last.clear();
+        for at in nodes {
+            let status = replica(cluster, *at).await;
+            last.push((status.mode, status.epoch, status.digest, status.keys, status.tombstones));
+        }
+        if last.windows(2).all(|two| two[0] == two[1]) {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    panic!("they do not agree: {last:?}");
+}
+
+async fn delete(cluster: &Cluster, at: u32, key: &str) {
+    cluster.call(at, "n", Op::Write { mutation: Mutation::delete(key.to_owned()) }).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn there_and_back_under_load_nothing_is_lost() {
+    for copies in [1, 2, 3] {
+        let cluster = Cluster::start(3).await;
+        cluster.create_eventual(1, "n", &[], copies).await;
+        for n in 0..30 {
+            cluster.put(1 + n % 3, "n", &format!("k{n}"), "first").await;
+        }
+        delete(&cluster, 2, "k5").await;
+        for (round, to) in [Mode::Strong, Mode::Eventual, Mode::Strong, Mode::Eventual].into_iter().enumerate() {
+            ask(&cluster, 1 + round as u32 % 3, to, &[]).await;
+            for n in 0..20 {
+                cluster.put(1 + n % 3, "n", &format!("r{round}-{n}"), "v").await;
+            }
+            switched(&cluster, &[1, 2, 3], to).await;
+            for at in 1..=3 {
+                cluster.reads(at, "n", "k0", "first").await;
+                cluster.reads(at, "n", &format!("r{round}-19"), "v").await;
+                assert_eq!(cluster.get(at, "n", "k5").await, Ok(None), "deleted");
+            }
+            agree(&cluster, &[1, 2, 3]).await;
+            assert_eq!(replica(&cluster, 2).await.keys, 29 + 20 * (round as u64 + 1));
+        }
+        let info = show(&cluster, 2).await;
+        assert_eq!((info.progress, info.owed.len(), info.history.len()), (None, 0, 4));
+        assert!(info.history.iter().all(|past| !past.aborted && past.apart.is_empty() && past.sealed_ms > 0));
+        assert_eq!(info.base.unwrap().keys, 29 + 80 - 20);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_member_that_is_away_is_waited_for_while_writes_go_on() {
+    let cluster = Cluster::start(3).await;
+    cluster.create_eventual(1, "n", &[], 1).await;
+    cluster.put(1, "n", "a", "1").await;
+    cluster.reads(3, "n", "a", "1").await;
+    cluster.isolate(3, true);
+    cluster.put(3, "n", "alone", "3").await;
+    ask(&cluster, 1, Mode::Strong, &[]).await;
+    cluster.until(|_| true).await;
+    for n in 0..50 {
+        cluster.put(1, "n", &format!("b{n}"), "v").await;
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    let progress = show(&cluster, 2).await.progress.unwrap();
+    assert_eq!((progress.step, progress.attempts), (SwitchStep::Gathering, 0), "no write had to wait");
+    assert_eq!(progress.waits_for, [NodeId(3)]);
+    cluster.isolate(3, false);
+    switched(&cluster, &[1, 2, 3], Mode::Strong).await;
+    for at in 1..=3 {
+        cluster.reads(at, "n", "alone", "3").await;
+    }
+    agree(&cluster, &[1, 2, 3]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_was_left_out_brings_its_writes_late() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.create_eventual(1, "n", &[], 1).await;
+    for key in ["both", "deleted", "old"] {
+        cluster.put(1, "n", key, "1").await;
+        cluster.reads(3, "n", key, "1").await;
+    }
+    cluster.isolate(3, true);
+    for key in ["alone", "both", "deleted"] {
+        cluster.put(3, "n", key, "late").await;
+    }
+    ask(&cluster, 1, Mode::Strong, &[3]).await;
+    switched(&cluster, &[1, 2], Mode::Strong).await;
+    assert_eq!(cluster.get(1, "n", "alone").await, Ok(None));
+    cluster.put(1, "n", "both", "later").await;
+    delete(&cluster, 2, "deleted").await;
+    assert_eq!(show(&cluster, 1).await.owed, [(NodeId(3), duet_proto::Epoch(1))]);
+    let removal = cluster.set_members(1, "n", &[1, 2]).await;
+    assert!(matches!(removal, Err(Error::InvalidRequest { .. })), "{removal:?}");
+    // It goes on taking writes, and dies with them.
+    cluster.put(3, "n", "also", "late").await;
+    cluster.crash(3);
+    cluster.run(3);
+    assert_eq!(cluster.get(3, "n", "alone").await, Ok(Some("late".into())));
+    cluster.isolate(3, false);
+    cluster.ready(3).await;
+    for at in 1..=3 {
+        cluster.reads(at, "n", "alone", "late").await;
+        cluster.reads(at, "n", "also", "late").await;
+        assert_eq!(cluster.get(at, "n", "both").await, Ok(Some("later".into())));
+        assert_eq!(cluster.get(at, "n", "deleted").await, Ok(None), "the delete is of a later epoch");
+    }
+    let forgotten = |cluster: &Cluster, at: u32| {
+        let view = cluster.nodes[&at].router.view();
+        view.namespace(&name("n")).is_some_and(|entry| entry.record.owed.is_empty())
+    };
+    cluster.until(|cluster| (1..=3).all(|at| forgotten(cluster, at))).await;
+    agree(&cluster, &[1, 2, 3]).await;
+    let Ok(Response::Late(late)) = cluster.admin(3, Admin::ListLate { name: name("n"), limit: 100 }).await else {
+        panic!("a list of late writes")
+    };
+    assert_eq!(late.len(), 4);
+    assert!(late.iter().all(|late| late.state == LateState::Brought), "{late:?}");
+    for _ in 0..1000 {
+        if replica(&cluster, 1).await.tombstones == 0 {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    panic!("the tombstones are kept for nobody");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_not_waited_for_any_more_keeps_its_writes_to_itself() {
+    let cluster = Cluster::start(3).await;
+    cluster.create_eventual(1, "n", &[], 1).await;
+    cluster.put(1, "n", "a", "1").await;
+    cluster.reads(3, "n", "a", "1").await;
+    cluster.isolate(3, true);
+    cluster.put(3, "n", "a", "late").await;
+    ask(&cluster, 1, Mode::Strong, &[3]).await;
+    switched(&cluster, &[1, 2], Mode::Strong).await;
+    delete(&cluster, 1, "a").await;
+    cluster.info(1, Admin::Forget { name: name("n"), node: NodeId(3) }).await.unwrap();
+    for _ in 0..1000 {
+        if replica(&cluster, 1).await.tombstones + replica(&cluster, 2).await.tombstones == 0 {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    cluster.isolate(3, false);
+    switched(&cluster, &[3], Mode::Strong).await;
+    agree(&cluster, &[1, 2, 3]).await;
+    let late = Admin::ListLate { name: name("n"), limit: 100 };
+    for _ in 0..1000 {
+        let Ok(Response::Late(late)) = cluster.admin(3, late.clone()).await else { panic!("a list of late writes") };
+        if late.iter().map(|late| late.state).eq([LateState::Refused]) {
+            assert_eq!(cluster.get(3, "n", "a").await, Ok(None), "the delete holds");
+            assert_eq!(show(&cluster, 1).await.history[0].forgotten, [NodeId(3)]);
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    panic!("its late write is not refused");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_strong_epoch_ends_with_any_quorum_and_whoever_was_away_begins_anew() {
+    let cluster = Cluster::start(3).await;
+    cluster.create(1, "n", &[]).await.unwrap();
+    cluster.put(1, "n", "a", "1").await;
+    cluster.isolate(3, true);
+    cluster.put(1, "n", "b", "2").await;
+    ask(&cluster, 1, Mode::Eventual, &[]).await;
+    switched(&cluster, &[1, 2], Mode::Eventual).await;
+    cluster.put(2, "n", "c", "3").await;
+    tokio::time::sleep(std::time::Duration::from_secs(10)).await;
+    cluster.isolate(3, false);
+    switched(&cluster, &[3], Mode::Eventual).await;
+    for (key, value) in [("a", "1"), ("b", "2"), ("c", "3")] {
+        cluster.reads(3, "n", key, value).await;
+    }
+    agree(&cluster, &[1, 2, 3]).await;
+    cluster.put(3, "n", "d", "4").await;
+    ask(&cluster, 3, Mode::Strong, &[]).await;
+    switched(&cluster, &[1, 2, 3], Mode::Strong).await;
+    cluster.reads(1, "n", "d", "4").await;
+    agree(&cluster, &[1, 2, 3]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_switch_survives_the_crash_of_everybody_at_every_step() {
+    for to in [Mode::Strong, Mode::Eventual] {
+        for after_ms in [0, 2, 5, 8, 12, 16, 20, 30, 40, 60, 80, 120, 200, 400] {
+            let mut cluster = Cluster::start(3).await;
+            match to {
+                Mode::Strong => drop(cluster.create_eventual(1, "n", &[], 2).await),
+                Mode::Eventual => drop(cluster.create(1, "n", &[]).await.unwrap()),
+            }
+            for n in 0..20 {
+                cluster.put(1 + n % 3, "n", &format!("k{n}"), "v").await;
+            }
+            ask(&cluster, 1, to, &[]).await;
+            tokio::time::sleep(std::time::Duration::from_millis(after_ms)).await;
+            for at in 1..=3 {
+                cluster.crash(at);
+            }
+            for at in 1..=3 {
+                cluster.run(at);
+            }
+            switched(&cluster, &[1, 2, 3], to).await;
+            for n in 0..20 {
+                cluster.reads(1 + n % 3, "n", &format!("k{n}"), "v").await;
+            }
+            cluster.put(2, "n", "after", "v").await;
+            agree(&cluster, &[1, 2, 3]).await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_can_be_aborted_while_it_waits() {
+    let cluster = Cluster::start(3).await;
+    cluster.create_eventual(1, "n", &[], 1).await;
+    cluster.isolate(3, true);
+    ask(&cluster, 1, Mode::Strong, &[]).await;
+    let busy = cluster.set_members(1, "n", &[1, 2]).await;
+    assert!(matches!(busy, Err(Error::Changing { .. })), "{busy:?}");
+    let back = cluster.info(1, Admin::SwitchMode { name: name("n"), to: Mode::Eventual, without: vec![] }).await;
+    assert!(matches!(back, Err(Error::Changing { .. })), "{back:?}");
+    cluster.info(1, Admin::AbortSwitch { name: name("n") }).await.unwrap();
+    let info = show(&cluster, 2).await;
+    assert_eq!((info.progress, info.history.len(), info.history[0].aborted), (None, 1, true));
+    cluster.put(1, "n", "a", "1").await;
+    let none = cluster.info(1, Admin::AbortSwitch { name: name("n") }).await;
+    assert!(matches!(none, Err(Error::InvalidRequest { .. })), "{none:?}");
+}
