@@ -115,7 +115,6 @@ impl<'a> Trip<'a> {
         };
         match onward(crossing) {
             Onward::Anew => self.plan(),
-            Onward::Same => self.wait().await,
             Onward::Unknown => return Some(Err(verdict(error.clone(), true).into())),
             Onward::Unsupported => {
                 let why = "it has been switched; conditional writes need a strong namespace".into();

@@ -86,8 +86,6 @@ pub(crate) struct Crossing {
 pub(crate) enum Onward {
     /// As if for the first time, with what makes it exactly once where the epoch is strong: no copy of it was done.
     Anew,
-    /// The same copy again: somebody may know what became of it.
-    Same,
     /// It ends: nobody knows whether it was done.
     Unknown,
     /// It ends: nothing was done, and this mode cannot do it.
@@ -124,16 +122,14 @@ pub(crate) fn decide(error: &Error, at: Situation) -> Step {
 
 /// Decides how a write that was refused with `EpochChanged` goes on.
 ///
-/// The refusal is certain for the copy that was refused. For the others it depends on who said so: an eventual
-/// namespace has looked a strong epoch's number up, in a table that nothing is added to any more.
+/// The refusal is certain for the copy that was refused. It is certain for all of them where they have a number: that was
+/// looked up, in the table that the strong epoch left behind, and no later epoch runs it.
 pub(crate) fn onward(at: Crossing) -> Onward {
-    let fresh = if at.conditional && at.now == Mode::Eventual { Onward::Unsupported } else { Onward::Anew };
     match (at.numbered, at.now) {
-        (true, Mode::Eventual) => fresh,
-        (true, Mode::Strong) if at.uncertain => Onward::Same,
         // Nobody remembers what came without a number.
         (false, _) if at.uncertain => Onward::Unknown,
-        _ => fresh,
+        (_, Mode::Eventual) if at.conditional => Onward::Unsupported,
+        _ => Onward::Anew,
     }
 }
 
@@ -277,18 +273,18 @@ mod tests {
     #[test]
     fn a_write_follows_its_namespace_only_if_it_cannot_run_twice() {
         use Mode::{Eventual, Strong};
-        use Onward::{Anew, Same, Unknown, Unsupported};
+        use Onward::{Anew, Unknown, Unsupported};
         for (numbered, now, uncertain, conditional, expected) in [
             // From strong to eventual: the table was looked up, so the refusal speaks for every copy.
             (true, Eventual, false, false, Anew),
             (true, Eventual, true, false, Anew),
             (true, Eventual, false, true, Unsupported),
             (true, Eventual, true, true, Unsupported),
-            // From strong to strong, two switches later: the table that came along decides.
+            // From strong to strong, two switches later: the table has come along.
             (true, Strong, false, false, Anew),
-            (true, Strong, true, false, Same),
+            (true, Strong, true, false, Anew),
             (true, Strong, false, true, Anew),
-            (true, Strong, true, true, Same),
+            (true, Strong, true, true, Anew),
             // From eventual, or without a number: nobody remembers.
             (false, Eventual, false, false, Anew),
             (false, Eventual, true, false, Unknown),

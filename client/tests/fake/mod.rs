@@ -10,8 +10,8 @@ use std::{
 
 use duet_client::{Builder, Client, ClientError, Namespace, Options, Tls};
 use duet_proto::{
-    Answer, Boot, ClusterName, DataRequest, Epoch, Error, Hlc, Meta, Mode, NamespaceId, NamespaceInfo, NamespaceName,
-    NodeId, NodeInfo, Op, Outcome, Phase, QuorumView, Request, Response, Role, Stamp, Topology,
+    Admin, Answer, Boot, ClusterName, DataRequest, Epoch, Error, Hlc, Meta, Mode, NamespaceId, NamespaceInfo,
+    NamespaceName, NodeId, NodeInfo, Op, Outcome, Phase, QuorumView, Request, Response, Role, Stamp, Topology,
     frame::{self, RequestFrame, ResponseFrame},
 };
 use duet_transport::{
@@ -31,6 +31,8 @@ pub enum Act {
     Late(Duration, Response),
 }
 
+type Desk = dyn FnMut(u32, &Admin) -> Response + Send;
+
 type Script = dyn FnMut(u32, &DataRequest) -> Act + Send;
 
 /// A namespace: its name, mode, members and leader.
@@ -44,6 +46,10 @@ pub struct Stage {
     pub seen: Vec<(u32, DataRequest)>,
     pub modes: Vec<Space>,
     pub version: u64,
+    /// The epoch of every namespace.
+    pub epoch: u32,
+    /// What they answer to administration.
+    pub admin: Box<Desk>,
 }
 
 pub struct Fake {
@@ -112,6 +118,8 @@ impl Fake {
             seen: Vec::new(),
             modes: vec![("orders".into(), Mode::Strong, members, Some(1))],
             version: 1,
+            epoch: 1,
+            admin: Box::new(|_, _| Response::Done),
         };
         let cluster = ClusterName::new("c1").unwrap();
         let ca = CertificateAuthority::from_seed(&cluster, 1).unwrap();
@@ -189,7 +197,7 @@ fn topology(me: u32, nodes: u32, stage: &Stage) -> Topology {
         id: NamespaceId(at as u64 + 1),
         name: NamespaceName::new(name).unwrap(),
         mode: *mode,
-        epoch: Epoch(1),
+        epoch: Epoch(stage.epoch),
         phase: Phase::Stable,
         members: members.iter().map(|id| NodeId(*id)).collect(),
         copies: 1,
@@ -217,7 +225,8 @@ async fn serve(node: u32, nodes: u32, mut client: ClientConnection, stage: Arc<M
                     stage.seen.push((node, data));
                     act
                 }
-                Request::Status | Request::Admin(_) => Act::Answer(Response::Done),
+                Request::Admin(admin) => Act::Answer((stage.admin)(node, &admin)),
+                Request::Status => Act::Answer(Response::Done),
             }
         };
         let answer = |response| frame::encode(&ResponseFrame { id, response });
