@@ -335,7 +335,9 @@ impl Group {
     }
 
     fn ask(&mut self, cx: &mut Cx<'_>) {
-        if self.reads.wants_round() && self.leader().is_some() {
+        // A leader drops rounds until it has committed something in its term. Whoever has not seen that yet would have to
+        // be further behind than what it asks for.
+        if self.reads.wants_round() && self.leader().is_some() && self.raw.raft.commit_to_current_term() {
             *cx.rounds += 1;
             let number = *cx.rounds;
             self.reads.begin(number, cx.now);
