@@ -64,16 +64,18 @@ impl Holding {
 
 /// A write that has happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Write {
-    key: Key,
-    value: Option<Value>,
-    acknowledged: bool,
+pub(super) struct Write {
+    pub(super) key: Key,
+    pub(super) value: Option<Value>,
+    pub(super) acknowledged: bool,
 }
 
 /// Every write that is known to have happened, and those that may have.
 #[derive(Clone, Debug, Default)]
 pub struct Journal {
     writes: BTreeMap<Stamp, Write>,
+    /// The version of each value that was ever found: one that has two was written twice.
+    versions: BTreeMap<Value, Stamp>,
     /// What was ever to be written, and to which key: values are unique.
     values: BTreeMap<Value, Key>,
     /// Keys that were ever to be deleted.
@@ -88,6 +90,16 @@ impl Journal {
     #[must_use]
     pub fn events(&self) -> &[Event] {
         &self.events
+    }
+
+    /// Every write that is known to have happened, in order of version.
+    pub(super) fn writes(&self) -> impl DoubleEndedIterator<Item = (Stamp, &Write)> {
+        self.writes.iter().map(|(stamp, write)| (*stamp, write))
+    }
+
+    /// The version of a value, if it was ever found.
+    pub(super) fn version(&self, value: Value) -> Option<Stamp> {
+        self.versions.get(&value).copied()
     }
 
     /// How many writes were acknowledged.
@@ -138,8 +150,9 @@ impl Journal {
     pub fn told(&mut self, event: Event) -> Result<(), String> {
         match event.act {
             Act::Write { key, value, stamp: Some(stamp) } => {
-                let above = event.token.seen.iter().map(|(_, hlc)| *hlc).max();
-                if event.session.is_some() && above.is_some_and(|above| stamp.hlc <= above) {
+                // Times of different epochs cannot be compared: a later epoch is after all of an earlier one.
+                let above = event.token.seen.iter().map(|(_, hlc)| (event.token.epoch, *hlc)).max();
+                if event.session.is_some() && above.is_some_and(|above| (stamp.epoch, stamp.hlc) <= above) {
                     return Err(format!(
                         "the write {stamp} of key {key} is not above what its session has seen: {event:?}"
                     ));
@@ -176,6 +189,9 @@ impl Journal {
         };
         if !known {
             return Err(format!("{stamp}: nobody wrote {value:?} to key {key}"));
+        }
+        if let Some(before) = value.and_then(|value| self.versions.insert(value, stamp)) {
+            return Err(format!("{value:?} of key {key} was written twice, as {before} and as {stamp}"));
         }
         self.writes.insert(stamp, write);
         Ok(())
@@ -217,7 +233,7 @@ impl Journal {
     }
 
     /// What a read has shown at least, if it was to show `least`.
-    fn at_least(
+    pub(super) fn at_least(
         &self,
         event: &Event,
         key: Key,
@@ -318,7 +334,7 @@ impl Journal {
     }
 
     /// Whether a replica holds a write, or what came after it.
-    fn held(&self, holding: &Holding, stamp: Stamp, write: &Write) -> bool {
+    pub(super) fn held(&self, holding: &Holding, stamp: Stamp, write: &Write) -> bool {
         match holding.records.get(&write.key) {
             Some((held, _)) => *held >= stamp,
             // A tombstone that was forgotten.

@@ -4,6 +4,7 @@
 //! unknown is taken as returning never: it may take effect at any time after its call, or at the very end, where nobody
 //! sees it.
 
+pub mod epochs;
 pub mod eventual;
 mod linearizable;
 mod stamps;

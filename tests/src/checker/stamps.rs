@@ -21,22 +21,37 @@ pub fn stamps_rise(history: &History) -> Result<(), String> {
             }
         }
     }
-    for (key, mut list) in writes {
-        list.sort_by_key(|(called, _, _)| *called);
-        let mut ended: Vec<(i64, Stamp)> = list.iter().map(|(_, returned, stamp)| (*returned, *stamp)).collect();
-        ended.sort_by_key(|(returned, _)| *returned);
-        let (mut highest, mut next) = (None, 0);
-        for (called, _, stamp) in list {
-            while next < ended.len() && ended[next].0 < called {
-                highest = highest.max(Some(ended[next].1));
-                next += 1;
-            }
-            if highest >= Some(stamp) {
-                let before = highest.unwrap_or_default();
-                return Err(format!(
-                    "key {key}: a write called at {called} got {stamp}, after {before} was acknowledged"
-                ));
-            }
+    for (key, list) in writes {
+        let writes = list.into_iter().map(|(called, returned, stamp)| Shown { called, returned, stamp, wrote: true });
+        in_order(key, writes.collect())?;
+    }
+    Ok(())
+}
+
+/// An operation that told a version of a key: it wrote it, or read it.
+pub(super) struct Shown {
+    pub(super) called: i64,
+    pub(super) returned: i64,
+    pub(super) stamp: Stamp,
+    pub(super) wrote: bool,
+}
+
+/// Whether what was told of a key rises: a write after what others had been told, a read not before it.
+pub(super) fn in_order(key: Key, mut list: Vec<Shown>) -> Result<(), String> {
+    list.sort_by_key(|shown| shown.called);
+    let mut ended: Vec<(i64, Stamp)> = list.iter().map(|shown| (shown.returned, shown.stamp)).collect();
+    ended.sort_by_key(|(returned, _)| *returned);
+    let (mut highest, mut next) = (None, 0);
+    for Shown { called, stamp, wrote, .. } in list {
+        while next < ended.len() && ended[next].0 < called {
+            highest = highest.max(Some(ended[next].1));
+            next += 1;
+        }
+        if highest > Some(stamp) || (wrote && highest == Some(stamp)) {
+            let (before, what) = (highest.unwrap_or_default(), if wrote { "write" } else { "read" });
+            return Err(format!(
+                "key {key}: a {what} called at {called} got {stamp}, after {before} was acknowledged"
+            ));
         }
     }
     Ok(())
