@@ -12,9 +12,9 @@ use std::{
     time::Duration,
 };
 
-use duet_engine_eventual::{EventualEngine, Handle as EventualHandle};
+use duet_engine_eventual::{EventualEngine, Handle as EventualHandle, Late};
 use duet_engine_strong::{Handle as StrongHandle, StrongEngine};
-use duet_proto::{Boot, Epoch, Error, NamespaceId, NodeId, NodeStatus};
+use duet_proto::{Boot, Epoch, Error, NamespaceId, NamespaceInfo, NamespaceName, NodeId, NodeStatus};
 use duet_router::Router;
 use duet_store::{Committer, DiskGuard, HybridClock, NodeIdentity, Store, StoreError, WallClock, open_node};
 use duet_transport::{Endpoint, Network, Peers, Tls};
@@ -34,6 +34,8 @@ use crate::{
     wiring,
 };
 
+/// How many late writes of a namespace are counted for the metrics.
+const LATE_COUNTED: usize = 10_000;
 /// How often a stopping node looks whether its requests are answered.
 const DRAIN: Duration = Duration::from_millis(5);
 
@@ -249,8 +251,19 @@ impl Node {
             disk_full: inner.disk.check().is_err(),
             connected: inner.endpoint.peers().connected(),
             namespaces: inner.router.status().await,
-            expected: Vec::new(),
+            expected: inner.config.expect.iter().map(|(name, mode)| (name.clone(), *mode)).collect(),
         }
+    }
+
+    /// Late writes of each namespace that wait on this node's disk; where there are very many, so many at least.
+    fn late_waiting(&self) -> Vec<(NamespaceName, u64)> {
+        let inner = &*self.inner;
+        let count = |info: NamespaceInfo| {
+            let late = inner.eventual.late(info.id, LATE_COUNTED).unwrap_or_default();
+            let waiting = late.iter().filter(|write| write.state == Late::Waiting).count();
+            (info.name, waiting as u64)
+        };
+        inner.router.topology().namespaces.into_iter().map(count).filter(|(_, waiting)| *waiting > 0).collect()
     }
 
     /// The metrics, as Prometheus text.
@@ -263,6 +276,8 @@ impl Node {
         inner.metrics.render(&Seen {
             ready: self.ready().is_ok(),
             hlc_drift_ms: inner.clock.last().millis().saturating_sub(inner.clock.wall_ms()),
+            catalog: &inner.router.topology().namespaces,
+            late: &self.late_waiting(),
             status: &status,
             strong: &inner.strong.metrics(),
             eventual: &inner.eventual.metrics(),

@@ -17,6 +17,8 @@ pub(super) enum Kind {
     Choice(&'static [&'static str]),
     /// Node ids and addresses: `[[founders]]` tables in the file, `1=HOST:PORT,2=HOST:PORT` elsewhere.
     Founders,
+    /// Namespaces and modes: a table `[expect]` with a mode for each name in the file, `orders=strong,…` elsewhere.
+    Modes,
 }
 
 /// One key.
@@ -50,8 +52,8 @@ impl Key {
             _ => {}
         }
         match self.default {
-            Some(default) => text + &format!(" [default: {default}]"),
-            None => text,
+            Some(default) if !default.is_empty() => text + &format!(" [default: {default}]"),
+            _ => text,
         }
     }
 }
@@ -95,6 +97,13 @@ pub(super) const KEYS: &[Key] = &[
         None,
         "The nodes that start the cluster, the same on every node: ID=HOST:PORT,…; in the file, [[founders]] with id \
          and address",
+    ),
+    key(
+        "expect",
+        Kind::Modes,
+        Some(""),
+        "Modes that namespaces are expected to have: NAME=strong,NAME=eventual; in the file, [expect] with NAME = \"MODE\". \
+         Changes nothing: `duet status` and a metric tell of those that have another one",
     ),
     key(
         "limits.value_bytes",

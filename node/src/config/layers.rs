@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt, net::SocketAddr, path::Path};
 
 use clap::{Arg, ArgMatches, Command, parser::ValueSource};
-use duet_proto::NodeId;
+use duet_proto::{Mode, NamespaceName, NodeId};
 use toml::de::{DeTable, DeValue};
 
 use super::{
@@ -38,6 +38,7 @@ pub(super) enum Value {
     Socket(SocketAddr),
     Number(u64),
     Founders(BTreeMap<NodeId, String>),
+    Modes(BTreeMap<NamespaceName, Mode>),
 }
 
 /// The values that were set, by path of the key.
@@ -128,6 +129,7 @@ pub(super) fn flags(command: Command) -> Command {
             Kind::Choice(_) => "WORD".into(),
             Kind::Socket => "IP:PORT".into(),
             Kind::Founders => "ID=ADDRESS,…".into(),
+            Kind::Modes => "NAME=MODE,…".into(),
             Kind::Text => "TEXT".into(),
         };
         Arg::new(key.flag()).long(key.flag()).env(key.variable()).value_name(value).help(key.describe())
@@ -156,6 +158,10 @@ fn from_text(key: &Key, text: &str) -> Result<Value, String> {
             let (id, address) = part.split_once('=').ok_or_else(|| format!("{part:?} is not ID=HOST:PORT"))?;
             Ok((id.trim().to_owned(), address.trim().to_owned()))
         })),
+        Kind::Modes => modes(text.split(',').filter(|part| !part.trim().is_empty()).map(|part| {
+            let (name, mode) = part.split_once('=').ok_or_else(|| format!("{part:?} is not NAME=MODE"))?;
+            Ok((name.trim().to_owned(), mode.trim().to_owned()))
+        })),
     }
 }
 
@@ -166,6 +172,15 @@ fn from_toml(key: &Key, value: &DeValue<'_>) -> Result<Value, String> {
             from_text(key, &plain(number.as_str()))
         }
         (Kind::Founders, DeValue::Array(list)) => founders(list.iter().map(|entry| founder(entry.get_ref()))),
+        (Kind::Modes, DeValue::Table(table)) => modes(table.iter().map(|(name, mode)| match mode.get_ref() {
+            DeValue::String(mode) => Ok((name.get_ref().to_string(), mode.to_string())),
+            // `a.b = "strong"` is a table `a` to TOML.
+            _ => Err(format!(
+                "{:?}: \"strong\" or \"eventual\" is expected; a name with a dot needs quotes",
+                name.get_ref()
+            )),
+        })),
+        (Kind::Modes, _) => Err("a table of names and modes is expected".into()),
         (Kind::Number { .. }, _) => Err("a decimal whole number is expected".into()),
         (Kind::Founders, _) => Err("[[founders]] tables with id and address are expected".into()),
         _ => Err("a text in quotes is expected".into()),
@@ -209,4 +224,17 @@ fn founders(list: impl Iterator<Item = Result<(String, String), String>>) -> Res
         }
     }
     if found.is_empty() { Err("no founders".into()) } else { Ok(Value::Founders(found)) }
+}
+
+fn modes(list: impl Iterator<Item = Result<(String, String), String>>) -> Result<Value, String> {
+    let mut found = BTreeMap::new();
+    for entry in list {
+        let (name, mode) = entry?;
+        let name: NamespaceName = name.parse().map_err(|error| format!("{error}"))?;
+        let mode: Mode = mode.parse().map_err(|error| format!("namespace {name}: {error}"))?;
+        if found.insert(name.clone(), mode).is_some() {
+            return Err(format!("namespace {name} is there twice"));
+        }
+    }
+    Ok(Value::Modes(found))
 }

@@ -15,7 +15,7 @@ use std::{
 };
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
-use duet_proto::{ClusterName, NodeId, limits};
+use duet_proto::{ClusterName, Mode, NamespaceName, NodeId, limits};
 
 use layers::{Layers, Origin, Value};
 
@@ -91,6 +91,8 @@ pub struct Resolved {
     pub tls: TlsFiles,
     /// The nodes that start the cluster.
     pub founders: BTreeMap<NodeId, String>,
+    /// The modes that namespaces are expected to have. Others are told of, nothing else.
+    pub expect: BTreeMap<NamespaceName, Mode>,
     /// What a client may ask for.
     pub limits: Limits,
     /// Its disk.
@@ -192,6 +194,7 @@ impl Resolved {
             http: None,
             tls: TlsFiles::default(),
             founders,
+            expect: read.expect(),
             limits: read.limits(),
             disk: read.disk(),
             gossip: None,
@@ -239,6 +242,7 @@ impl Resolved {
             http: read.checked("http", http_address)?,
             tls: TlsFiles { ca: path("tls.ca")?, cert: path("tls.cert")?, key: path("tls.key")? },
             founders,
+            expect: read.expect(),
             limits: read.limits(),
             disk: read.disk(),
             gossip: (read.text("gossip")? == "on").then(|| Duration::from_millis(read.number("timing.gossip_ms"))),
@@ -358,6 +362,13 @@ impl Reader<'_> {
         }
     }
 
+    fn expect(&self) -> BTreeMap<NamespaceName, Mode> {
+        match self.0.get("expect") {
+            Some((Value::Modes(modes), _)) => modes.clone(),
+            _ => BTreeMap::new(),
+        }
+    }
+
     fn limits(&self) -> Limits {
         Limits {
             value_bytes: self.number("limits.value_bytes") as usize,
@@ -448,6 +459,32 @@ value_bytes = 2_000_000
         assert_eq!(resolve(FILE, &["--gossip", "off"]).unwrap().gossip, None);
         let founders = resolve(FILE, &["--founders", "7=x:1,8=[::1]:2"]).unwrap().founders;
         assert_eq!(founders[&NodeId(8)], "[::1]:2");
+    }
+
+    #[test]
+    fn expected_modes_are_a_table_or_a_list() {
+        let expect = |file: &str, args: &[&str]| -> Vec<String> {
+            let config = resolve(file, args).unwrap();
+            config.expect.iter().map(|(name, mode)| format!("{name}={mode}")).collect()
+        };
+        assert!(expect(FILE, &[]).is_empty());
+        let file = format!("{FILE}[expect]\norders = \"strong\"\n\"a.b\" = \"eventual\"\n");
+        assert_eq!(expect(&file, &[]), ["a.b=eventual", "orders=strong"]);
+        assert_eq!(
+            expect(&file, &["--expect", "carts=eventual, orders = strong"]),
+            ["carts=eventual", "orders=strong"]
+        );
+        assert!(expect(&file, &["--expect", ""]).is_empty(), "a flag is above the file");
+        assert!(message(FILE, &["--expect", "orders"]).ends_with("\"orders\" is not NAME=MODE"));
+        assert!(message(FILE, &["--expect", "a=strong,a=strong"]).ends_with("namespace a is there twice"));
+        assert!(message(FILE, &["--expect", "a=weak"]).starts_with("--expect: `expect`: namespace a: "));
+        let dotted = format!("{FILE}[expect]\na.b = \"strong\"\n");
+        assert!(
+            message(&dotted, &[]).contains("/etc/duet/duetd.toml:22: `expect`: \"a\""),
+            "{}",
+            message(&dotted, &[])
+        );
+        assert!(message(&format!("expect = 1\n{FILE}"), &[]).ends_with("a table of names and modes is expected"));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 mod durable;
 mod eventual;
+mod switch;
 
 use std::{
     collections::BTreeMap,
@@ -17,7 +18,10 @@ use std::{
 
 use duet_engine_eventual::{Metrics as EventualMetrics, NodeWord};
 use duet_engine_strong::Metrics as StrongMetrics;
-use duet_proto::{GroupRole, Mode, NamespaceStatus, NodeId, NodeStatus, QuorumHealth, Request, Response};
+use duet_proto::{
+    GroupRole, Mode, NamespaceInfo, NamespaceName, NamespaceStatus, NodeId, NodeStatus, QuorumHealth, Request,
+    Response,
+};
 use duet_transport::{Lane, Stats};
 use prometheus_client::{
     encoding::{EncodeLabelSet, text},
@@ -33,6 +37,7 @@ use prometheus_client::{
 
 pub(crate) use durable::Durable;
 use eventual::Convergence;
+use switch::Switches;
 
 /// From 50 µs to 10 s.
 type Seconds = Family<Kind, Histogram, fn() -> Histogram>;
@@ -98,6 +103,10 @@ pub(crate) struct Seen<'a> {
     pub(crate) ready: bool,
     pub(crate) hlc_drift_ms: u64,
     pub(crate) status: &'a NodeStatus,
+    /// What the catalog has.
+    pub(crate) catalog: &'a [NamespaceInfo],
+    /// Late writes that wait here.
+    pub(crate) late: &'a [(NamespaceName, u64)],
     pub(crate) strong: &'a StrongMetrics,
     pub(crate) eventual: &'a EventualMetrics,
     pub(crate) gossip: &'a BTreeMap<NodeId, NodeWord>,
@@ -110,6 +119,7 @@ pub(crate) struct Metrics {
     /// Held while the state is put in and shown: whoever asks meanwhile would see half of it.
     rendering: Mutex<()>,
     convergence: Convergence,
+    switches: Switches,
     requests: Family<Finished, Counter>,
     seconds: Seconds,
     /// Requests being served.
@@ -154,6 +164,7 @@ impl Metrics {
         let convergence = Convergence::default();
         registry.register_collector(Box::new(convergence.clone()));
         let r = &mut registry;
+        let switches = Switches::new(r);
         let seconds = Seconds::new_with_constructor(|| Histogram::new(exponential_buckets_range(50e-6, 10.0, 16)));
         Metrics {
             requests: add(r, "requests", "Requests answered, by kind and outcome", Family::default()),
@@ -201,6 +212,7 @@ impl Metrics {
             refusals: add(r, "connections_refused", "Connections refused or ended, by reason", Family::default()),
             rendering: Mutex::default(),
             convergence,
+            switches,
             // Evaluated last: by now everything is in it.
             registry,
         }
@@ -228,6 +240,7 @@ impl Metrics {
     pub(crate) fn render(&self, seen: &Seen<'_>) -> Result<String, std::fmt::Error> {
         let _rendering = self.rendering.lock().unwrap_or_else(PoisonError::into_inner);
         self.refresh(seen);
+        self.switches.refresh(seen);
         self.refresh_gossip(seen);
         self.mirror_strong(seen.strong);
         self.mirror_eventual(seen.eventual);
@@ -432,8 +445,7 @@ fn quorum(health: QuorumHealth) -> &'static str {
 mod tests {
     use duet_engine_eventual::SpaceWord;
     use duet_proto::{
-        Boot, ClockFault, Digest, Epoch, EventualStatus, Hlc, MemberProgress, NamespaceId, NamespaceName, NodeId,
-        Phase,
+        Boot, ClockFault, Digest, Epoch, EventualStatus, Hlc, MemberProgress, NamespaceId, NodeId, Phase,
     };
 
     use super::*;
@@ -486,6 +498,8 @@ mod tests {
             ready: true,
             hlc_drift_ms: 250,
             status,
+            catalog: &[],
+            late: &[(NamespaceName::new("orders").unwrap(), 5)],
             strong: &StrongMetrics::default(),
             eventual: &EventualMetrics { writes: 9, spaces: 1, ..EventualMetrics::default() },
             gossip: &BTreeMap::from([(NodeId(3), word), (NodeId(4), NodeWord::default())]),
@@ -535,6 +549,7 @@ mod tests {
             converged_sum_ms: 40_000,
             conflicts_won: 6,
             conflicts_lost: 7,
+            fence: Some(9),
             ..EventualStatus::default()
         };
         let both = status(vec![namespace("carts", Some(eventual)), namespace("orders", None)]);
@@ -544,6 +559,11 @@ mod tests {
             &[
                 "duet_replica_state{namespace=\"carts\",mode=\"eventual\",role=\"member\",quorum=\"not_needed\"} 1",
                 "duet_namespace_tombstones{namespace=\"carts\"} 2",
+                "duet_namespace_mode{namespace=\"carts\",mode=\"eventual\"} 1",
+                "duet_namespace_mode{namespace=\"orders\",mode=\"strong\"} 1",
+                "duet_namespace_switching{namespace=\"orders\"} 0",
+                "duet_namespace_fenced{namespace=\"carts\"} 1",
+                "duet_late_writes_waiting{namespace=\"orders\"} 5",
                 "duet_eventual_whole{namespace=\"carts\"} 1.0",
                 "duet_eventual_clean{namespace=\"carts\"} 0.0",
                 "duet_eventual_lag_seconds{namespace=\"carts\"} 1.5",

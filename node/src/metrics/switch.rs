@@ -1,0 +1,125 @@
+//! Modes and switches: what an operator watches while a namespace changes, and what should not be.
+
+use std::sync::atomic::AtomicU64;
+
+use duet_proto::{Mode, Phase};
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{family::Family, gauge::Gauge},
+    registry::Registry,
+};
+
+use super::{Replica, Seen, add};
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct InMode {
+    namespace: String,
+    mode: String,
+}
+
+/// The gauges.
+#[derive(Debug)]
+pub(super) struct Switches {
+    mode: Family<InMode, Gauge>,
+    switching: Family<Replica, Gauge>,
+    fenced: Family<Replica, Gauge>,
+    unexpected: Family<Replica, Gauge>,
+    late: Family<Replica, Gauge<u64, AtomicU64>>,
+}
+
+impl Switches {
+    pub(super) fn new(r: &mut Registry) -> Switches {
+        let unexpected = "1 if the catalog has another mode than this node's configuration expects";
+        let late = "Late writes that wait on this node until they can be brought in";
+        Switches {
+            mode: add(r, "namespace_mode", "1 for the mode that the replica is in", Family::default()),
+            switching: add(r, "namespace_switching", "1 while the mode is being switched", Family::default()),
+            fenced: add(r, "namespace_fenced", "1 while the replica takes no writes for a switch", Family::default()),
+            unexpected: add(r, "namespace_mode_unexpected", unexpected, Family::default()),
+            late: add(r, "late_writes_waiting", late, Family::default()),
+        }
+    }
+
+    pub(super) fn refresh(&self, seen: &Seen<'_>) {
+        self.mode.clear();
+        self.late.clear();
+        [&self.switching, &self.fenced, &self.unexpected].iter().for_each(|family| family.clear());
+        for state in &seen.status.namespaces {
+            let namespace = state.name.to_string();
+            self.mode.get_or_create(&InMode { namespace: namespace.clone(), mode: state.mode.to_string() }).set(1);
+            let replica = Replica { namespace };
+            self.switching.get_or_create(&replica).set((state.phase == Phase::Switching).into());
+            if state.mode == Mode::Eventual {
+                let fenced = state.eventual.as_ref().is_some_and(|eventual| eventual.fence.is_some());
+                self.fenced.get_or_create(&replica).set(fenced.into());
+            }
+        }
+        for (name, expected) in &seen.status.expected {
+            // One that does not exist is in no other mode.
+            let other = seen.catalog.iter().any(|info| info.name == *name && info.mode != *expected);
+            self.unexpected.get_or_create(&Replica { namespace: name.to_string() }).set(other.into());
+        }
+        for (name, waiting) in seen.late {
+            self.late.get_or_create(&Replica { namespace: name.to_string() }).set(*waiting);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use duet_engine_eventual::Metrics as EventualMetrics;
+    use duet_engine_strong::Metrics as StrongMetrics;
+    use duet_proto::{Epoch, NamespaceId, NamespaceInfo, NodeStatus};
+    use duet_transport::Stats;
+    use prometheus_client::encoding::text;
+
+    use super::*;
+
+    #[test]
+    fn a_mode_that_is_not_expected_is_marked() {
+        let mut registry = Registry::with_prefix("duet");
+        let switches = Switches::new(&mut registry);
+        let info = |name: &str, mode| NamespaceInfo {
+            id: NamespaceId(1),
+            name: name.parse().unwrap(),
+            mode,
+            epoch: Epoch(2),
+            phase: Phase::Stable,
+            members: vec![],
+            copies: 1,
+            leader: None,
+        };
+        let expected = ["carts", "orders", "nowhere"].map(|name| (name.parse().unwrap(), Mode::Strong));
+        let status = NodeStatus {
+            node: Default::default(),
+            address: String::new(),
+            version: String::new(),
+            boot: Default::default(),
+            uptime_ms: 0,
+            disk_free: 0,
+            disk_full: false,
+            connected: vec![],
+            namespaces: vec![],
+            expected: expected.to_vec(),
+        };
+        switches.refresh(&Seen {
+            ready: true,
+            hlc_drift_ms: 0,
+            catalog: &[info("carts", Mode::Eventual), info("orders", Mode::Strong)],
+            late: &[],
+            status: &status,
+            strong: &StrongMetrics::default(),
+            eventual: &EventualMetrics::default(),
+            gossip: &BTreeMap::new(),
+            transport: &Stats::default(),
+        });
+        let mut out = String::new();
+        text::encode(&mut out, &registry).unwrap();
+        for (name, marked) in [("carts", 1), ("orders", 0), ("nowhere", 0)] {
+            let line = format!("duet_namespace_mode_unexpected{{namespace=\"{name}\"}} {marked}");
+            assert!(out.lines().any(|l| l == line), "{line} is not in\n{out}");
+        }
+    }
+}
