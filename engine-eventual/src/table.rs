@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use crdts::{CvRDT, LWWReg};
-use duet_proto::{Body, NamespaceId, Record, RecordError, Stamp};
+use duet_proto::{Body, Epoch, NamespaceId, Record, RecordError, Stamp};
 use duet_store::{Batch, Family, StoreError, View, layout};
 
 use crate::rows::Meta;
@@ -16,6 +16,8 @@ use crate::rows::Meta;
 pub(crate) struct Table<'a> {
     pub(crate) view: &'a dyn View,
     pub(crate) namespace: NamespaceId,
+    /// The records of earlier epochs are no part of its index.
+    epoch: Epoch,
     pub(crate) batch: Batch,
     over: BTreeMap<Bytes, Option<Record>>,
 }
@@ -51,8 +53,8 @@ pub(crate) fn read(view: &dyn View, namespace: NamespaceId, key: &[u8]) -> Resul
 }
 
 impl<'a> Table<'a> {
-    pub(crate) fn new(view: &'a dyn View, namespace: NamespaceId) -> Table<'a> {
-        Table { view, namespace, batch: Batch::new(), over: BTreeMap::new() }
+    pub(crate) fn new(view: &'a dyn View, (namespace, epoch): (NamespaceId, Epoch)) -> Table<'a> {
+        Table { view, namespace, epoch, batch: Batch::new(), over: BTreeMap::new() }
     }
 
     /// What a key holds within the step.
@@ -106,7 +108,9 @@ impl<'a> Table<'a> {
             Some(record) => {
                 *count(meta, &record.body) += 1;
                 self.batch.put(Family::Data, place, record.encode(key));
-                self.batch.put(Family::Origin, self.index_key(record.stamp), key.clone());
+                if record.stamp.epoch == self.epoch {
+                    self.batch.put(Family::Origin, self.index_key(record.stamp), key.clone());
+                }
                 if record.body == Body::Tombstone {
                     self.batch.put(
                         Family::Namespace,
@@ -129,7 +133,9 @@ impl<'a> Table<'a> {
 
     /// Takes a record out of the index and the list of tombstones.
     pub(crate) fn unlist(&mut self, old: &Record) {
-        self.batch.delete(Family::Origin, self.index_key(old.stamp));
+        if old.stamp.epoch == self.epoch {
+            self.batch.delete(Family::Origin, self.index_key(old.stamp));
+        }
         if old.body == Body::Tombstone {
             self.unlist_tombstone(old.stamp);
         }
@@ -156,7 +162,7 @@ fn count<'m>(meta: &'m mut Meta, body: &Body) -> &'m mut u64 {
 mod tests {
     use std::{collections::BTreeMap, sync::Arc};
 
-    use duet_proto::{Epoch, Hlc, NodeId};
+    use duet_proto::{Hlc, NodeId};
     use duet_store::{Store, memory::MemoryStore};
     use proptest::prelude::*;
 
@@ -191,7 +197,7 @@ mod tests {
     fn merged(writes: impl IntoIterator<Item = Write>) -> (Arc<MemoryStore>, Meta) {
         let (store, mut meta) = (MemoryStore::new(), Meta::new(Standing::Whole, Members::default()));
         for (at, record) in writes {
-            let mut table = Table::new(&*store, SPACE);
+            let mut table = Table::new(&*store, (SPACE, EPOCH));
             table.merge(&mut meta, &key(at), record).unwrap();
             let batch = table.batch;
             store.write(batch).unwrap();
@@ -261,7 +267,7 @@ mod tests {
             let (store, mut meta) = merged(log);
             let (before, summary) = (rows(&store), meta.summary());
             record.body = Body::Value("another".into());
-            let mut table = Table::new(&*store, SPACE);
+            let mut table = Table::new(&*store, (SPACE, EPOCH));
             prop_assert_eq!(table.merge(&mut meta, &key(place), record).unwrap(), Merge::Conflict);
             let batch = table.batch;
             store.write(batch).unwrap();

@@ -314,7 +314,7 @@ impl Replica {
         if self.in_flight {
             return Err(StoreError::Io { what: "a step began before the one before it was persisted".into() });
         }
-        let table = Table::new(cx.view, self.namespace);
+        let table = Table::new(cx.view, self.id());
         let previous = self.meta.frontier.get(self.config.node);
         let mut step = Step { r: self, cx, table, effects: Effects::default(), writes: Vec::new(), previous };
         for input in inputs {
@@ -367,9 +367,11 @@ impl Replica {
         Nonce(self.config.boot.0, self.nonces)
     }
 
-    /// Whether nothing durable lies beyond the durable frontier.
+    /// Whether nothing durable lies beyond the durable frontier. A copy that is under way does, whatever its index says:
+    /// the records of earlier epochs are not in it.
     fn clean(&self, view: &dyn View) -> Result<bool, StoreError> {
-        Ok(next_beyond(view, self.id(), &self.synced.frontier, (NodeId(0), Hlc::ZERO))?.is_none())
+        Ok(self.synced.standing == Standing::Whole
+            && next_beyond(view, self.id(), &self.synced.frontier, (NodeId(0), Hlc::ZERO))?.is_none())
     }
 }
 

@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use duet_engine_eventual::Frontier;
+use duet_engine_eventual::{Base, Frontier};
 use duet_proto::{Digest, NodeId, Record, Stamp};
 use duet_store::{Family, View, layout};
 
-use crate::world::{SPACE, Violation, World, superseded_by_delete};
+use crate::world::{EPOCH, SPACE, Violation, World, superseded_by_delete};
 
 /// Everything on a disk.
 pub(crate) fn records(view: &dyn View) -> BTreeMap<Bytes, Record> {
@@ -57,12 +57,14 @@ impl World {
         if summary != (status.summary.digest, status.summary.keys, status.summary.tombstones) {
             return fail(format!("counts {:?}, holds {summary:?}", status.summary));
         }
-        let listed: BTreeSet<_> = held.iter().map(|(key, record)| (record.stamp, key.clone())).collect();
+        let of_epoch = held.iter().filter(|(_, record)| record.stamp.epoch == EPOCH);
+        let listed: BTreeSet<_> = of_epoch.map(|(key, record)| (record.stamp, key.clone())).collect();
         if listed != index(&*node.durable) {
             return fail("its index is not of what it holds".into());
         }
         let gone = |origin: &NodeId| self.nodes[origin].wiped || !self.members.hears(*origin);
-        for (stamp, write) in self.writes.iter().filter(|(stamp, _)| status.frontier.includes(**stamp)) {
+        let claims = |stamp: &Stamp| stamp.epoch < EPOCH && status.whole || status.frontier.includes(*stamp);
+        for (stamp, write) in self.writes.iter().filter(|(stamp, _)| claims(stamp)) {
             let now = held.get(&write.key).map(|record| record.stamp);
             let forgotten = now.is_none() && superseded_by_delete(&self.writes, &write.key, *stamp);
             // What an origin never told anybody before it was lost may be claimed: it does not exist.
@@ -94,25 +96,30 @@ impl World {
 
     /// Whether all members hold the same and nothing is left to do.
     pub(crate) fn converged(&self) -> Result<(), String> {
-        let mut first: Option<(NodeId, Frontier, BTreeMap<Bytes, Record>)> = None;
+        let mut first: Option<(NodeId, Frontier, Base, BTreeMap<Bytes, Record>)> = None;
         if !self.members.leaving.is_empty() {
             return Err("a change of members is under way".into());
         }
         for id in &self.members.nodes {
             let Some(replica) = &self.nodes[id].replica else { return Err(format!("node {id} is down")) };
             let (status, held) = (replica.status(), records(&*self.nodes[id].durable));
+            let base = replica.base(&*self.nodes[id].durable).unwrap();
             if !status.whole || status.version != self.members.version {
                 return Err(format!("node {id} stands at {status:?}"));
             }
-            if let Some(beyond) = held.values().find(|record| !status.frontier.includes(record.stamp)) {
+            let beyond = |record: &&Record| record.stamp.epoch == EPOCH && !status.frontier.includes(record.stamp);
+            if let Some(beyond) = held.values().find(beyond) {
                 return Err(format!("node {id} holds {}, beyond its frontier {}", beyond.stamp, status.frontier));
             }
             if status.summary.tombstones > 0 {
                 return Err(format!("node {id} holds {} tombstones", status.summary.tombstones));
             }
             match &first {
-                None => first = Some((*id, status.frontier, held)),
-                Some((other, frontier, data)) => {
+                None => first = Some((*id, status.frontier, base, held)),
+                Some((other, frontier, came_to, data)) => {
+                    if *came_to != base {
+                        return Err(format!("{other} has come to {came_to:?}, {id} to {base:?}"));
+                    }
                     if *frontier != status.frontier {
                         return Err(format!("{other} claims {frontier}, {id} claims {}", status.frontier));
                     }

@@ -91,6 +91,9 @@ impl World {
             return Err(format!("{stamp} was acknowledged and is lost"));
         };
         write.acknowledged = true;
+        if self.switch.target().is_some_and(|target| !target.includes(stamp)) {
+            return Err(format!("{stamp} was acknowledged and is not in the base"));
+        }
         if holders < copies.saturating_sub(self.wipes) {
             return Err(format!("{stamp} was acknowledged with {holders} of {copies} copies"));
         }

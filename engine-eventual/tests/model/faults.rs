@@ -28,6 +28,10 @@ pub(crate) struct Plan {
     pub(crate) adopts: f64,
     /// How often a disk is lost, if that may be at all.
     pub(crate) wipes: f64,
+    /// How often somebody tries to end the epoch.
+    pub(crate) switches: f64,
+    /// Whether the epoch begins with records of an earlier one.
+    pub(crate) heirs: bool,
 }
 
 impl Plan {
@@ -48,6 +52,8 @@ impl Plan {
             deletes: rng.random_range(0.1..0.6),
             adopts: 0.05,
             wipes: 0.004,
+            switches: 0.0,
+            heirs: false,
         }
     }
 
@@ -69,6 +75,8 @@ impl Plan {
             deletes: 0.5,
             adopts,
             wipes: 0.0,
+            switches: 0.0,
+            heirs: false,
         }
     }
 
@@ -76,6 +84,22 @@ impl Plan {
     pub(crate) fn fleeting(rng: &mut ChaCha8Rng) -> Plan {
         let copies = rng.random_range(2..=3);
         Plan { copies, nodes: 4, partitions: 0.1, adopts: 0.03, wipes: 0.03, ..Plan::restless(rng) }
+    }
+
+    /// The epoch ends, at some attempt or other.
+    pub(crate) fn switching(rng: &mut ChaCha8Rng) -> Plan {
+        let heirs = rng.random_bool(0.5);
+        Plan { changes: 0.0, switches: 0.03, rounds: 480, heirs, ..Plan::draw(rng) }
+    }
+
+    /// There was an epoch before.
+    pub(crate) fn heirs(rng: &mut ChaCha8Rng) -> Plan {
+        Plan { heirs: true, ..Plan::draw(rng) }
+    }
+
+    /// The same, and members come and go.
+    pub(crate) fn restless_heirs(rng: &mut ChaCha8Rng) -> Plan {
+        Plan { heirs: true, ..Plan::restless(rng) }
     }
 }
 
@@ -124,6 +148,7 @@ impl World {
         node.store = node.store.crash(seed);
         node.inbox.clear();
         node.up_at = self.now + pause;
+        node.ending.crash();
         let unsure = node.in_flight.take().map_or(Vec::new(), |(_, _, stamps)| stamps);
         let opened = Replica::open(node.config.clone(), SPACE, EPOCH, &*node.store).unwrap().unwrap();
         let held = opened.status().frontier.get(id);

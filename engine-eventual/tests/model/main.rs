@@ -9,6 +9,7 @@ mod cost;
 mod faults;
 mod scenarios;
 mod script;
+mod switch;
 mod world;
 
 use duet_engine_eventual::Config;
@@ -45,6 +46,17 @@ fn members_that_come_and_go_come_to_hold_the_same() {
     // In 955 a member once took one that was about to join for one that had left.
     run(Plan::restless, seeds().chain([955]));
     run(Plan::fleeting, seeds());
+}
+
+#[test]
+fn an_epoch_goes_on_from_the_records_of_the_one_before() {
+    run(Plan::heirs, seeds());
+    run(Plan::restless_heirs, seeds());
+}
+
+#[test]
+fn an_epoch_ends_with_everything_that_was_acknowledged() {
+    run(Plan::switching, seeds());
 }
 
 /// Seeds after which a planted bug counts as not found.
@@ -87,4 +99,9 @@ planted! {
     finds_a_push_with_a_gap_applied_as_if_whole: PushWithGap, draw, "claims";
     finds_a_token_without_the_stamps_returned: TokenWithoutStamps, draw, "a session has seen";
     finds_copies_counted_between_versions: CopiesOfAnyVersion, fleeting, "";
+    finds_a_fence_that_a_crash_takes_away: FenceForgets, switching, "the fence of";
+    finds_what_is_merged_behind_a_fence: MergeWhileFenced, switching, "is fenced for";
+    finds_a_base_that_others_add_to: ConvergeFromOutside, switching, "";
+    finds_a_session_that_outlives_a_fence: SessionOutlivesFence, switching, "is fenced for";
+    finds_a_fence_lifted_by_an_older_view: LiftByOlder, switching, "the fence of";
 }

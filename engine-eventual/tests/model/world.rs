@@ -8,14 +8,18 @@ use std::{
 
 use bytes::Bytes;
 use duet_engine_eventual::{
-    Change, Clock, Config, Cx, Effects, Envelope, Input, Members, Persisting, Replica, Start,
+    Base, Change, Clock, Config, Cx, Effects, Envelope, Input, Members, Persisting, Replica, Start,
 };
 use duet_proto::{Answer, Body, Boot, ClockFault, Epoch, Error, Hlc, HlcState, NamespaceId, NodeId, Record, Stamp};
-use duet_store::{Edit, Family, Snapshot, Store, StoreError, layout, memory::MemoryStore};
+use duet_store::{Batch, Edit, Family, Snapshot, Store, StoreError, layout, memory::MemoryStore};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::{clients::Session, faults::Plan};
+use crate::{
+    clients::Session,
+    faults::Plan,
+    switch::{Ending, Switch},
+};
 
 pub(crate) const SPACE: NamespaceId = NamespaceId(7);
 pub(crate) const EPOCH: Epoch = Epoch(1);
@@ -73,6 +77,7 @@ pub(crate) struct Node {
     pub(crate) seen: BTreeMap<Bytes, Stamp>,
     /// The keys that hold something durably.
     pub(crate) present: BTreeSet<Bytes>,
+    pub(crate) ending: Ending,
 }
 
 /// A write that somebody made, and that no crash has undone.
@@ -90,6 +95,7 @@ pub(crate) struct World {
     pub(crate) writes: BTreeMap<Stamp, Write>,
     pub(crate) members: Members,
     pub(crate) change: Option<Change>,
+    pub(crate) switch: Switch,
     pub(crate) next_node: u32,
     /// In order of arrival and a count.
     network: BTreeMap<(u64, u64), (NodeId, NodeId, Bytes)>,
@@ -121,6 +127,7 @@ impl World {
             writes: BTreeMap::new(),
             members: members.clone(),
             change: None,
+            switch: Switch::default(),
             next_node: plan.nodes + 1,
             network: BTreeMap::new(),
             sent: 0,
@@ -145,8 +152,9 @@ impl World {
         (config.report_ms, config.apart_report_ms, config.idle_report_ms, config.stall_ms) = (40, 300, 400, 150);
         (config.chunk_bytes, config.forget_rows) = (120, 4);
         (self.configure)(&mut config);
-        let (replica, batch) = Replica::create(config.clone(), SPACE, EPOCH, start, members, None).unwrap();
         let store = MemoryStore::new();
+        let base = (self.plan.heirs && start == Start::Founder).then(|| self.inherit(&store));
+        let (replica, batch) = Replica::create(config.clone(), SPACE, EPOCH, start, members, base).unwrap();
         store.write(batch).unwrap();
         store.sync().unwrap();
         let skew_ms = self.rng.random_range(0..200);
@@ -168,8 +176,32 @@ impl World {
             wiped: false,
             seen: BTreeMap::new(),
             present: BTreeSet::new(),
+            ending: Ending::default(),
         };
         self.nodes.insert(id, node);
+    }
+
+    /// Puts the records of an earlier epoch on a disk. Their times are anything.
+    fn inherit(&mut self, store: &MemoryStore) -> Base {
+        let (mut base, mut batch) = (Base::default(), Batch::new());
+        for at in 0..self.plan.keys {
+            let (key, node) = (Bytes::from(vec![b'k', at]), NodeId(u32::from(at) % 3 + 1));
+            let millis = if at % 2 == 0 { 1 } else { 100 * START_MS };
+            let hlc = Hlc::from_millis(millis + u64::from(at));
+            let stamp = Stamp { epoch: Epoch(EPOCH.0 - 1), hlc, node };
+            let deleted = at % 3 == 2;
+            let record = if deleted { Record::tombstone(stamp) } else { Record::value(stamp, "old".into()) };
+            base.digest.replace(&key, None, Some(&record));
+            *(if deleted { &mut base.tombstones } else { &mut base.keys }) += 1;
+            base.last = base.last.max(stamp);
+            batch.put(Family::Data, layout::data_key(SPACE, &key), record.encode(&key));
+            if deleted {
+                batch.put(Family::Namespace, layout::tombstone_key(SPACE, stamp), key.clone());
+            }
+            self.writes.insert(stamp, Write { key, body: record.body, acknowledged: true });
+        }
+        store.write(batch).unwrap();
+        base
     }
 
     /// The faults, then quiet, until everything that must be so is so.
@@ -177,9 +209,12 @@ impl World {
         for _ in 0..self.plan.rounds {
             self.mischief();
             self.clients()?;
+            if self.plan.switches > 0.0 {
+                self.switch()?;
+            }
             self.round()?;
         }
-        self.settle(60_000)
+        if self.switch.is_over() { self.finish_epoch() } else { self.settle(60_000) }
     }
 
     /// No more faults and no more writes: all must come to hold the same, and forget every tombstone.
@@ -191,6 +226,9 @@ impl World {
         while self.now < until {
             for _ in 0..10 {
                 self.coordinate();
+                if self.plan.switches > 0.0 {
+                    self.switch()?;
+                }
                 self.round()?;
             }
             match self.converged() {
@@ -230,6 +268,7 @@ impl World {
             if node.replica.is_none() {
                 if self.now >= node.up_at {
                     self.restart(id);
+                    self.check_fence(id)?;
                 }
                 continue;
             }
@@ -290,6 +329,7 @@ impl World {
         if changed && !self.unchecked {
             self.check(id)?;
         }
+        self.check_fence(id)?;
         self.carry_out(id, effects)
     }
 
@@ -298,6 +338,10 @@ impl World {
             let bytes = envelope.encode().map_err(|e| e.to_string())?;
             to.into_iter().for_each(|to| self.transmit(id, to, &bytes));
         }
+        for ticket in effects.fenced {
+            self.sessions.iter_mut().for_each(|s| drop(s.busy.take_if(|(busy, _, _)| *busy == ticket)));
+        }
+        effects.orders.into_iter().for_each(|(ticket, result)| self.ordered(id, ticket, result));
         effects.answers.into_iter().try_for_each(|(ticket, answer)| self.answered(ticket, answer))
     }
 
