@@ -187,10 +187,10 @@ fn delete(view: &View, name: &NamespaceName) -> Result<Plan, Error> {
         NamespaceState::Moving { .. } => {
             Err(changing(name, "its members are being changed; delete it when that is done, or set them back first"))
         }
-        NamespaceState::Switching(_) => {
-            Err(changing(name, "its mode is being switched; delete it when that is done, or abort it first"))
-        }
-        NamespaceState::Stable | NamespaceState::Filling { .. } | NamespaceState::Settling { .. } => {
+        NamespaceState::Stable
+        | NamespaceState::Filling { .. }
+        | NamespaceState::Settling { .. }
+        | NamespaceState::Switching(_) => {
             let members = entry.record.involved().into_iter().collect();
             let state = NamespaceState::Deleting { gone: Vec::new() };
             let record = NamespaceRecord { members, state, ..copy(entry) };

@@ -3,6 +3,7 @@
 mod groups;
 mod late;
 mod passage;
+mod queue;
 mod spaces;
 mod track;
 
@@ -16,9 +17,10 @@ use duet_engine_eventual::SpaceError;
 use duet_engine_strong::{GroupError, GroupSpec, MembersChange};
 use duet_proto::{Epoch, Error, Mode, NamespaceId, NamespaceName, NodeId};
 use duet_store::StoreError;
-use tokio::time::{Instant, sleep};
+use futures::{StreamExt, stream::FuturesUnordered};
+use tokio::time::{Instant, sleep, sleep_until};
 
-use self::track::Track;
+use self::{queue::Queue, track::Track};
 use crate::{
     catalog::NamespaceRecord,
     plan::{self, Registration},
@@ -34,6 +36,8 @@ const LATER: Duration = Duration::from_secs(1);
 const STEP: Duration = Duration::from_secs(5);
 /// How long until what holds writes up is looked at again.
 const AT_ONCE: Duration = Duration::from_millis(5);
+/// Namespaces that are looked at together.
+const AT_A_TIME: usize = 64;
 /// How often a node stands for election in a namespace that is its to lead first.
 const CAMPAIGNS: u32 = 20;
 
@@ -51,6 +55,14 @@ enum Pace {
 impl Pace {
     fn settled(settled: bool) -> Pace {
         if settled { Pace::Settled } else { Pace::Soon }
+    }
+
+    fn pause(self) -> Option<Duration> {
+        match self {
+            Pace::AtOnce => Some(AT_ONCE),
+            Pace::Soon => Some(SOON),
+            Pace::Settled => None,
+        }
     }
 }
 
@@ -159,47 +171,51 @@ async fn register(inner: &Inner) -> Error {
     std::future::pending().await
 }
 
-/// Looks at what was marked and at what is unfinished, for ever.
+/// Looks at what was marked and at what is unfinished, for ever. Each namespace for itself: one whose group has no quorum
+/// must not hold up another, whose writes wait.
 async fn level(inner: &Inner, mut peers: impl FnMut(&BTreeMap<NodeId, String>) + Send) -> Error {
     let mut known = None;
     let groups = inner.strong.groups().into_iter().map(|group| group.id.namespace);
     let spaces = inner.eventual.spaces().into_iter().map(|space| space.id.namespace);
-    let mut open: BTreeMap<NamespaceId, Track> = groups.chain(spaces).map(|id| (id, Track::default())).collect();
+    let mut queue = Queue::default();
+    groups.chain(spaces).for_each(|id| queue.mark(id, Instant::now()));
+    let mut steps = FuturesUnordered::new();
     loop {
-        for id in inner.marked() {
-            open.entry(id).or_default().renew();
-        }
+        let now = Instant::now();
+        inner.marked().into_iter().for_each(|id| queue.mark(id, now));
         let view = inner.view();
-        let now = inner.peers(&view);
-        if known.as_ref() != Some(&now) {
-            peers(&now);
-            known = Some(now);
+        let there = inner.peers(&view);
+        if known.as_ref() != Some(&there) {
+            peers(&there);
+            known = Some(there);
         }
-        let mut pace = Pace::Settled;
-        for (id, mut track) in std::mem::take(&mut open) {
-            let next = match settle(inner, id, &mut track).await {
-                Ok(next) => next,
-                Err(error) if error.is_fatal() => return inner.fatal(&error),
-                Err(error) => {
-                    track.complain(id, &error);
-                    Pace::Soon
-                }
-            };
-            if next != Pace::Settled {
-                pace = pace.min(next);
-                open.insert(id, track);
-            }
+        while steps.len() < AT_A_TIME
+            && let Some((id, mut track)) = queue.due(now)
+        {
+            steps.push(async move {
+                let result = settle(inner, id, &mut track).await;
+                (id, track, result)
+            });
         }
-        pace = pace.min(Pace::settled(lead_catalog(inner).await));
-        let pause = match pace {
-            Pace::AtOnce => AT_ONCE,
-            Pace::Soon => SOON,
-            Pace::Settled => LATER,
-        };
+        let settled = lead_catalog(inner).await;
+        let pause = if settled { LATER } else { SOON };
+        let room = steps.len() < AT_A_TIME;
+        let wake = queue.next().filter(|_| room).map_or(now + pause, |at| at.min(now + pause));
         tokio::select! {
             biased;
             () = inner.work.notified() => {}
-            () = sleep(pause) => {}
+            Some((id, mut track, result)) = steps.next() => {
+                let pace = match result {
+                    Ok(pace) => pace,
+                    Err(error) if error.is_fatal() => return inner.fatal(&error),
+                    Err(error) => {
+                        track.complain(id, &error);
+                        Pace::Soon
+                    }
+                };
+                queue.done(id, track, pace, Instant::now());
+            }
+            () = sleep_until(wake) => {}
         }
     }
 }

@@ -32,14 +32,13 @@ pub(super) async fn cross(
     record: &NamespaceRecord,
     track: &Track,
 ) -> Result<Pace, EngineError> {
-    let spaces = inner.eventual.spaces().into_iter();
-    let space = spaces.filter(|space| space.id.namespace == record.id && space.id.epoch < record.epoch).next();
-    if let Some(space) = space {
+    let earlier = |namespace, epoch| namespace == record.id && epoch < record.epoch;
+    let mut spaces = inner.eventual.spaces().into_iter();
+    if let Some(space) = spaces.find(|space| earlier(space.id.namespace, space.id.epoch)) {
         return from_space(inner, name, record, &space).await;
     }
-    let groups = inner.strong.groups().into_iter();
-    let group = groups.filter(|group| group.id.namespace == record.id && group.id.epoch < record.epoch).next();
-    match group {
+    let mut groups = inner.strong.groups().into_iter();
+    match groups.find(|group| earlier(group.id.namespace, group.id.epoch)) {
         Some(group) => from_group(inner, name, record, &group, track).await,
         None => Ok(Pace::Settled),
     }
