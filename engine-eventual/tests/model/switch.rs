@@ -232,12 +232,12 @@ impl World {
                 }
                 return Ok(());
             }
-            Some((attempt, _)) => {
-                if status.fence.is_none_or(|fence| fence < *attempt) && node.ending.lifted < *attempt {
-                    return Err(format!("node {id}: the fence of {attempt} is gone, now it is {:?}", status.fence));
-                }
+            Some((attempt, _))
+                if status.fence.is_none_or(|fence| fence < *attempt) && node.ending.lifted < *attempt =>
+            {
+                return Err(format!("node {id}: the fence of {attempt} is gone, now it is {:?}", status.fence));
             }
-            None => {}
+            _ => {}
         }
         node.ending.sealed = status.fence.map(|fence| (fence, Some(now)));
         Ok(())

@@ -67,7 +67,10 @@ fn holding(view: &dyn View, node: NodeId, id: NamespaceId, epoch: Epoch) -> Resu
         };
         *if value.is_some() { &mut keys } else { &mut tombstones } += 1;
         records.insert(parse_key(&key)?, (record.stamp, value));
-        listed.insert((record.stamp, key));
+        // The records of earlier epochs are in no index.
+        if record.stamp.epoch == epoch {
+            listed.insert((record.stamp, key));
+        }
     }
     let told = (status.summary.digest, status.summary.keys, status.summary.tombstones);
     if told != (digest, keys, tombstones) {
