@@ -229,7 +229,10 @@ pub enum Step {
         held: Vec<(NodeId, Held)>,
     },
     /// Strong to eventual: the seal goes through the group's log. It cannot be taken back.
-    Ending,
+    Ending {
+        /// It was aborted since: once it is done, the way back begins.
+        back: bool,
+    },
 }
 
 /// Members and how many of them acknowledge a write.

@@ -82,7 +82,7 @@ fn step_of(record: &NamespaceRecord) -> Option<SwitchStep> {
         Step::Gathering { .. } => SwitchStep::Gathering,
         Step::Sealing { .. } => SwitchStep::Sealing,
         Step::Converging { .. } => SwitchStep::Converging,
-        Step::Ending => SwitchStep::Ending,
+        Step::Ending { .. } => SwitchStep::Ending,
     })
 }
 
@@ -95,7 +95,7 @@ fn progress(record: &NamespaceRecord, now_ms: u64) -> Option<SwitchProgress> {
         }
         Step::Sealing { expected, sealed } => (sealed.iter().map(|(node, _)| *node).collect(), expected.clone()),
         Step::Converging { base, held, .. } => (held.iter().map(|(node, _)| *node).collect(), base.clone()),
-        Step::Ending => (Vec::new(), Vec::new()),
+        Step::Ending { .. } => (Vec::new(), Vec::new()),
     };
     Some(SwitchProgress {
         to: other(record.mode),

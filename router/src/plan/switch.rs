@@ -83,6 +83,11 @@ pub(super) fn request(view: &View, name: &NamespaceName, to: Mode, without: &[No
         NamespaceState::Switching(_) if record.mode == to => {
             return Err(changing(name, "it is being switched to the other mode; abort that first"));
         }
+        // Asked for again, it is to stay.
+        NamespaceState::Switching(switch @ Switch { step: Step::Ending { back: true }, .. }) => {
+            let stay = go_on(entry, switch, Step::Ending { back: false });
+            return Ok(plan.replace(key(name), Some(entry), &stay));
+        }
         NamespaceState::Switching(switch) if switch.without == without => return Ok(plan),
         // Those that are fenced are let go; they are fenced again, for another attempt.
         NamespaceState::Switching(switch) => Switch { step: first(record.mode), without, ..switch.clone() },
@@ -99,10 +104,11 @@ pub(super) fn abort(view: &View, name: &NamespaceName) -> Result<Plan, Error> {
     let entry = find(view, name)?;
     let plan = Plan::new(Goal::Namespace(name.clone()));
     match &entry.record.state {
-        NamespaceState::Switching(Switch { step: Step::Ending, .. }) => {
-            let why = "the seal may be in the log already, so the switch will end; switch back when it has";
-            Err(changing(name, why))
+        // The seal may be in the log already: the only way back leads on.
+        NamespaceState::Switching(switch @ Switch { step: Step::Ending { back: false }, .. }) => {
+            Ok(plan.replace(key(name), Some(entry), &go_on(entry, switch, Step::Ending { back: true })))
         }
+        NamespaceState::Switching(Switch { step: Step::Ending { back: true }, .. }) => Ok(plan),
         NamespaceState::Switching(switch) => {
             let mut record = with_state(entry, NamespaceState::Stable);
             let past = past(entry, switch, entry.stamp.hlc.millis(), Vec::new());
@@ -169,10 +175,11 @@ pub(crate) fn advance(
         Step::Gathering { near } => gather(entry, &switch, near, me, came, at),
         Step::Sealing { expected, sealed } => seal(entry, &switch, expected, sealed, me, came, at),
         Step::Converging { base, target, held } => converge(entry, &switch, base, target, held, me, came, at),
-        Step::Ending => match came {
+        Step::Ending { back } => match came {
             Came::Strong(Some(base)) => {
                 switch.sealed_ms = switch.asked_ms;
-                activated(entry, &switch, base.clone(), None, &entry.record.members, at)
+                let next = activated(entry, &switch, base.clone(), None, &entry.record.members, at);
+                if back { turned(next) } else { next }
             }
             _ => return None,
         },
@@ -324,6 +331,17 @@ fn activated(
     record
 }
 
+/// A switch that was aborted when it could only go on: the way back begins with the epoch that it led to.
+fn turned(mut record: NamespaceRecord) -> NamespaceRecord {
+    if let Some(past) = record.history.last_mut() {
+        past.aborted = true;
+    }
+    let step = first(record.mode);
+    record.state =
+        NamespaceState::Switching(Switch { step, without: Vec::new(), tries: 0, asked_ms: 0, sealed_ms: 0 });
+    record
+}
+
 fn past(entry: &Entry<NamespaceRecord>, switch: &Switch, ended_ms: u64, apart: Vec<NodeId>) -> Past {
     let record = &entry.record;
     Past {
@@ -353,7 +371,7 @@ fn now(entry: &Entry<NamespaceRecord>, at: Moment) -> u64 {
 fn first(mode: Mode) -> Step {
     match mode {
         Mode::Eventual => Step::Gathering { near: Vec::new() },
-        Mode::Strong => Step::Ending,
+        Mode::Strong => Step::Ending { back: false },
     }
 }
 

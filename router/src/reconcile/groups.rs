@@ -47,7 +47,7 @@ pub(super) async fn settle(
             }
             Ok(Pace::Soon)
         }
-        NamespaceState::Switching(Switch { step: Step::Ending, .. }) => {
+        NamespaceState::Switching(Switch { step: Step::Ending { .. }, .. }) => {
             Ok(end(inner, name, entry, &group, track).await?)
         }
         _ if record.ended.is_empty() => Ok(Pace::Settled),

@@ -265,3 +265,22 @@ async fn it_can_be_aborted_while_it_waits() {
     let none = cluster.info(1, Admin::AbortSwitch { name: name("n") }).await;
     assert!(matches!(none, Err(Error::InvalidRequest { .. })), "{none:?}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_switch_that_can_only_go_on_comes_back_when_it_is_aborted() {
+    let cluster = Cluster::start(3).await;
+    let info = cluster.create(1, "n", &[]).await.unwrap();
+    cluster.put(1, "n", "a", "1").await;
+    ask(&cluster, 1, Mode::Eventual, &[]).await;
+    cluster.info(1, Admin::AbortSwitch { name: name("n") }).await.unwrap();
+    cluster.put(2, "n", "b", "2").await;
+    let back = |cluster: &Cluster, at: u32| {
+        let view = cluster.nodes[&at].router.view();
+        view.namespace(&name("n")).is_some_and(|entry| entry.record.epoch.0 == info.epoch.0 + 2)
+    };
+    cluster.until(|cluster| (1..=3).all(|at| back(cluster, at))).await;
+    cluster.reads(3, "n", "b", "2").await;
+    agree(&cluster, &[1, 2, 3]).await;
+    let info = show(&cluster, 1).await;
+    assert_eq!((info.namespace.mode, info.history.len()), (Mode::Strong, 2));
+}

@@ -248,8 +248,13 @@ fn an_end_that_is_in_the_log_cannot_be_taken_back() {
     world.settle();
     world.store.admin(&ask(Mode::Eventual, &[])).unwrap();
     let abort = Admin::AbortSwitch { name: name("e").unwrap() };
-    assert!(matches!(plan(&world.store.view(), &abort), Err(Error::Changing { .. })));
     assert!(matches!(plan(&world.store.view(), &ask(Mode::Strong, &[])), Err(Error::Changing { .. })));
+    let back = |world: &World| matches!(&world.record().state, NamespaceState::Switching(Switch { step: Step::Ending { back }, .. }) if *back);
+    world.store.admin(&abort).unwrap();
+    assert!(back(&world));
+    world.store.admin(&ask(Mode::Eventual, &[])).unwrap();
+    assert!(!back(&world), "asked for again, it stays");
+    world.store.admin(&abort).unwrap();
     let base = world.record().base.unwrap();
     let entry = world.store.entry("e");
     let at = Moment { waited: Duration::ZERO, wall_ms: 0 };
@@ -258,5 +263,8 @@ fn an_end_that_is_in_the_log_cannot_be_taken_back() {
     let plan = said(Came::Strong(Some(base))).unwrap();
     assert!(world.store.commit(&plan));
     let record = world.record();
-    assert_eq!((record.mode, record.epoch, record.left), (Mode::Eventual, Epoch(3), vec![]));
+    assert_eq!((record.mode, record.epoch, &record.left), (Mode::Eventual, Epoch(3), &vec![]));
+    let NamespaceState::Switching(switch) = &record.state else { panic!("on its way back: {record:?}") };
+    assert_eq!(switch.step, Step::Gathering { near: vec![] });
+    assert!(record.history.last().unwrap().aborted);
 }
