@@ -284,7 +284,13 @@ impl Driver {
             Command::Retire { id, reply } => self.retire(id, reply),
             Command::Order { id, order, reply } => {
                 let ticket = self.ticket();
-                self.queue(id, now, reply, |r| Queued::Order(ticket, order, r));
+                match self.running(id, now) {
+                    Ok((running, _)) => {
+                        running.order(ticket, order, reply);
+                        self.ready.insert(id);
+                    }
+                    Err(error) => drop(reply.send(Err(error))),
+                }
             }
             Command::SetMembers { id, members, reply } => self.queue(id, now, reply, |r| Queued::Members(members, r)),
             Command::Recount { id, reply } => self.queue(id, now, reply, Queued::Recount),
@@ -310,7 +316,7 @@ impl Driver {
         Ticket(self.tickets)
     }
 
-    fn queue<T>(&mut self, id: SpaceId, now: Instant, reply: Reply<T>, queued: impl FnOnce(Reply<T>) -> Queued) {
+    fn queue(&mut self, id: SpaceId, now: Instant, reply: Reply<()>, queued: impl FnOnce(Reply<()>) -> Queued) {
         match self.running(id, now) {
             Ok((running, _)) => {
                 running.push(queued(reply), 64);

@@ -28,6 +28,8 @@ pub(crate) struct Running {
     pub(crate) window: Arc<Window>,
     pub(crate) lag: Lag,
     queue: VecDeque<(Queued, usize)>,
+    /// Taken before the queue: writes wait while an epoch ends, whatever else does.
+    orders: Vec<(Ticket, Order, Reply<Option<Stamp>>)>,
     queued_bytes: usize,
     waiting: BTreeMap<Ticket, Waiter>,
     /// The writes that wait for copies, by when they are to be answered.
@@ -53,7 +55,6 @@ pub(crate) enum Queued {
     Peer(NodeId, Envelope),
     Members(Members, Reply<()>),
     Recount(Reply<()>),
-    Order(Ticket, Order, Reply<Option<Stamp>>),
 }
 
 struct Waiter {
@@ -101,6 +102,7 @@ impl Running {
             window,
             lag,
             queue: VecDeque::new(),
+            orders: Vec::new(),
             queued_bytes: 0,
             waiting: BTreeMap::new(),
             deadlines: BTreeSet::new(),
@@ -120,7 +122,17 @@ impl Running {
     }
 
     pub(crate) fn is_open(&self) -> bool {
-        self.in_flight || !self.queue.is_empty() || !self.waiting.is_empty() || self.replica.is_open()
+        self.in_flight || self.has_more() || !self.waiting.is_empty() || self.replica.is_open()
+    }
+
+    /// Whether something waits for the next step.
+    fn has_more(&self) -> bool {
+        !self.queue.is_empty() || !self.orders.is_empty()
+    }
+
+    /// Takes an order in; it is answered once.
+    pub(crate) fn order(&mut self, ticket: Ticket, order: Order, reply: Reply<Option<Stamp>>) {
+        self.orders.push((ticket, order, reply));
     }
 
     /// Takes a write in; it is answered once.
@@ -189,7 +201,11 @@ impl Running {
     }
 
     fn take_inputs(&mut self, lent: &Lent<'_>) -> Vec<Input> {
-        let (mut inputs, mut bytes) = (Vec::with_capacity(self.queue.len() + 1), 0);
+        let (mut inputs, mut bytes) = (Vec::with_capacity(self.queue.len() + 2), 0);
+        for (ticket, order, reply) in self.orders.drain(..) {
+            inputs.push(Input::Order(ticket, order));
+            self.ordered.insert(ticket, reply);
+        }
         while bytes < lent.config.step_bytes
             && let Some((queued, size)) = self.queue.pop_front()
         {
@@ -205,10 +221,6 @@ impl Running {
                 Queued::Recount(reply) => {
                     inputs.push(Input::Scrub);
                     self.told.push(reply);
-                }
-                Queued::Order(ticket, order, reply) => {
-                    inputs.push(Input::Order(ticket, order));
-                    self.ordered.insert(ticket, reply);
                 }
             }
         }
@@ -295,7 +307,7 @@ impl Running {
         let next_tick = on_grid(lent.now + pace, lent.origin, lent.config.tick);
         self.next_tick = if self.ticked { next_tick } else { next_tick.min(self.next_tick) };
         let deadline = self.deadlines.first().map(|(at, _)| *at);
-        let more = (!self.queue.is_empty()).then_some(lent.now);
+        let more = self.has_more().then_some(lent.now);
         [Some(self.next_tick), deadline, more].into_iter().flatten().min().unwrap_or(self.next_tick)
     }
 
@@ -312,15 +324,12 @@ impl Running {
             let _ = waiter.reply.send(Err(error));
         }
         for (queued, _) in self.queue.drain(..) {
-            match queued {
-                Queued::Members(_, reply) | Queued::Recount(reply) => self.told.push(reply),
-                Queued::Order(ticket, _, reply) => {
-                    self.ordered.insert(ticket, reply);
-                }
-                Queued::Write(..) | Queued::Peer(..) => {}
+            if let Queued::Members(_, reply) | Queued::Recount(reply) = queued {
+                self.told.push(reply);
             }
         }
-        for (_, reply) in std::mem::take(&mut self.ordered) {
+        let ordered = std::mem::take(&mut self.ordered).into_values();
+        for reply in ordered.chain(self.orders.drain(..).map(|(_, _, reply)| reply)) {
             let _ = reply.send(Err(error.clone()));
         }
         for reply in self.told.drain(..) {

@@ -92,6 +92,35 @@ async fn a_fence_keeps_a_replica_as_it_is_until_it_is_lifted() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_fence_does_not_wait_behind_writes() {
+    let mut cluster = Cluster::start(&[], |config| config.step_bytes = 1000);
+    cluster.latency = Duration::from_millis(20);
+    cluster.boot(1, MemoryStore::new(), 1);
+    cluster.found(1, &[1], 1).await;
+    let writes: Vec<_> = (0..100)
+        .map(|i| {
+            let (handle, call) =
+                (cluster.handle(1), Call { op: put_op(&format!("k{i}"), vec![0; 900]), token: None });
+            tokio::spawn(async move { handle.call(NS, E1, call, in_seconds(5)).await })
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let began = Instant::now();
+    cluster.handle(1).fence(ID, 1).await.unwrap();
+    assert!(began.elapsed() < Duration::from_millis(60), "{:?}", began.elapsed());
+    let keys = cluster.standing(1, ID).await.base.keys;
+    let mut taken = 0;
+    for write in writes {
+        match write.await.unwrap() {
+            Ok(_) => taken += 1,
+            Err(Error::Changing { .. }) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(taken == keys && taken < 10, "{taken} {keys}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_fenced_member_is_no_copy() {
     let cluster = three(2).await;
     for at in [2, 3] {
