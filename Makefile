@@ -57,7 +57,7 @@ run-tests:
 	DUET_BIN_DIR=$(BIN) cargo test --workspace --all-features --doc
 
 sim: deps ## the simulation over any number of seeds: SEEDS=1000 FROM=0
-	DUET_SIM_SEEDS=$(SEEDS) DUET_SIM_FROM=$(FROM) cargo test -p duet-tests --all-features --test simulation --test eventual_simulation -- --nocapture
+	DUET_SIM_SEEDS=$(SEEDS) DUET_SIM_FROM=$(FROM) cargo test -p duet-tests --all-features --test simulation --test eventual_simulation --test switch_simulation -- --nocapture
 
 model: ## explores the models of the mode switch exhaustively (several minutes)
 	cargo run -p duet-model

@@ -16,10 +16,16 @@ use duet_store::{Family, View, layout, memory::MemoryStore};
 use tokio::{task::JoinHandle, time::sleep};
 
 use super::sessions::{Space, parse_key, parse_value};
-use crate::checker::eventual::{Holding, Memory};
+use crate::checker::{
+    Key, Value,
+    eventual::{Holding, Memory},
+};
 
 /// How often the disks are looked at.
 const PERIOD: Duration = Duration::from_millis(97);
+
+/// What a disk holds under each key; a value of `None` is a tombstone.
+pub(super) type Records = BTreeMap<Key, (Stamp, Option<Value>)>;
 
 /// The disks of a run, those of nodes that are down too.
 #[derive(Clone, Default)]
@@ -29,6 +35,24 @@ impl Disks {
     /// A node has this disk from now on.
     pub(super) fn put(&self, node: NodeId, disk: Arc<MemoryStore>) {
         self.lock().insert(node, disk);
+    }
+
+    /// What lies on every disk of a namespace, whatever its mode, synced or not.
+    ///
+    /// # Errors
+    /// If a record is none.
+    pub(super) fn records(&self, id: NamespaceId) -> Result<BTreeMap<NodeId, Records>, String> {
+        let disks = self.lock().clone();
+        let mut all = BTreeMap::new();
+        for (node, disk) in disks {
+            let mut records = BTreeMap::new();
+            for (key, record) in rows(&*disk, id).map_err(|what| format!("{id} on node {node}: {what}"))? {
+                let value = record.live().map(|value| parse_value(value)).transpose()?;
+                records.insert(parse_key(&key)?, (record.stamp, value));
+            }
+            all.insert(node, records);
+        }
+        Ok(all)
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<NodeId, Arc<MemoryStore>>> {

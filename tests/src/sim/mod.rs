@@ -8,10 +8,13 @@
 //! were told; [`run`] puts it all before the checkers.
 
 mod audit;
+mod crossing;
 mod eventual;
 mod nemesis;
 mod plan;
 mod sessions;
+mod switcher;
+mod switching;
 mod watch;
 mod workload;
 mod world;
@@ -22,6 +25,8 @@ use tokio::time::Instant;
 
 pub use eventual::{EventualPlan, EventualReport, run_eventual};
 pub use plan::{Fault, Plan};
+pub use switcher::Switches;
+pub use switching::{LandPlan, SwitchPlan, SwitchReport, run_switching};
 pub use world::{Bug, Planted, World};
 
 use crate::checker::{History, Verdict, linearizable, stamps_rise};
