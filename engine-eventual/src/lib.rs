@@ -42,7 +42,11 @@
 //! The rules, each with the timeline that it prevents, are in `specs/eventual-engine.md`; the model that found them
 //! lives on in `tests/model.rs`, with the bugs that it must find.
 //!
-//! What this crate leaves out: it does not know addresses, or how a message travels, and not yet when to switch modes.
+//! An epoch ends when the namespace goes on in strong mode. Then a replica is fenced, converges once more with a set of
+//! members that somebody else has chosen, and leaves its records in place ([`Handle::fence`] and what follows it there);
+//! an epoch that comes after a strong one begins with the records that are in place ([`SpaceSpec::base`]).
+//!
+//! What this crate leaves out: it does not know addresses, how a message travels, or when modes are to be switched.
 //! Gossip ([`GossipConfig`]; only this crate names `chitchat`) tells who is alive and how far; it informs, and no
 //! decision here rests on it.
 
