@@ -10,9 +10,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use duet_engine_eventual::Call as EventualCall;
+use duet_engine_eventual::{Call as EventualCall, SpaceId};
 use duet_engine_strong::{Call, Recall};
-use duet_proto::{Answer, DataRequest, Error, Meta, Mode, NamespaceName, Token, Try};
+use duet_proto::{Answer, DataRequest, Epoch, Error, Meta, Mode, NamespaceName, Token, Try};
 use tokio::time::{Instant, timeout_at};
 
 use crate::{
@@ -94,8 +94,17 @@ impl Inner {
         };
         match answer {
             Err(Error::NotHere { .. }) => Err(changing(name, "its replica is being set up on this node")),
+            // The records stay in place: what was read when the next epoch had begun here may be of that one. An eventual
+            // replica is frozen before that.
+            Ok(_) if !request.op.is_write() && self.opened(&record) => Err(changing(name, "its epoch is over here")),
             answer => answer,
         }
+    }
+
+    /// Whether the eventual epoch that follows a strong one has begun here.
+    fn opened(&self, record: &NamespaceRecord) -> bool {
+        let next = SpaceId { namespace: record.id, epoch: Epoch(record.epoch.0 + 1) };
+        record.mode == Mode::Strong && self.eventual.space(next).is_some()
     }
 
     /// The entry of a namespace: from the view, or, where that is behind the request, after it has caught up with the
@@ -166,7 +175,7 @@ impl Inner {
     /// What became of a write that was first tried in a strong epoch that is over; `None`: it has not run and never
     /// will.
     fn recall(&self, record: &NamespaceRecord, attempt: &Try) -> Result<Option<Result<Answer, Error>>, Error> {
-        let before = duet_proto::Epoch(record.epoch.0 - 1);
+        let before = Epoch(record.epoch.0 - 1);
         let recalled = self.strong.recall(record.id, before, attempt).map_err(|error| error.at(self.config.me))?;
         match recalled {
             Recall::Ran(result) => {

@@ -230,7 +230,8 @@ impl Group {
             leader: self.leader(),
             last: raft.raft_log.last_index(),
             committed: raft.raft_log.committed,
-            applied: self.applied(),
+            // While a snapshot is put in place, nothing is.
+            applied: if state.is_some() { self.applied() } else { 0 },
             first: self.raw.store().first(),
             keys: state.map_or(0, |s| s.keys),
             tombstones: state.map_or(0, |s| s.tombstones),

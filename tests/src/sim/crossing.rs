@@ -15,7 +15,7 @@ use duet_client::{
     Change, Class, ClientError, Expect, KeyRange, Namespace, NewNamespace, ScanLimit, SwitchInfo, Token,
     Value as Held,
 };
-use duet_proto::{Epoch, Error, Mode, NamespaceId, NodeId, Role, Stamp};
+use duet_proto::{Epoch, Error, Mode, NamespaceId, NodeId, Role, Stamp, SwitchPast};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tokio::{
@@ -76,7 +76,11 @@ impl Land {
     /// If it tells of an epoch's end otherwise than before, or of an epoch that is not the next.
     pub(super) fn learn(&self, info: &SwitchInfo) -> Result<(), String> {
         let mut epochs = lock(&self.epochs);
-        for past in info.history.iter().filter(|past| !past.aborted) {
+        // Of several switches of one epoch the last ended it. It may be called aborted: what can only go on is switched back
+        // when it has ended.
+        let over = info.history.iter().filter(|past| past.epoch < info.namespace.epoch);
+        let over: BTreeMap<Epoch, &SwitchPast> = over.map(|past| (past.epoch, past)).collect();
+        for past in over.into_values() {
             let ended = Ended {
                 to: past.to,
                 apart: past.apart.clone(),
