@@ -85,10 +85,19 @@ impl Handle {
         self.ask(|reply| Command::Order { id, order, reply }).await
     }
 
+    /// From now on reads of a fenced replica see its records as they are now: the next epoch is about to begin over
+    /// them. Until a restart; does nothing if there is no such replica.
+    pub fn freeze(&self, id: SpaceId) {
+        if let Some(window) = self.board.spaces().get(&id) {
+            window.freeze(&*self.store);
+        }
+    }
+
     /// Removes a fenced replica whose epoch is over, or one that has failed: its index and its state. The records, the
     /// list of tombstones and what was put aside stay, for the next epoch. It costs the same whatever it holds, and is
-    /// done entirely or not at all. Does nothing if there is no such replica. Clients that wait for copies are told
-    /// that the outcome is unknown: what they wrote is in the base or was put aside.
+    /// done entirely or not at all. Does nothing if there is no such replica. Writes that wait for copies are acknowledged
+    /// if this has converged, as every member of the base holds them, and the next epoch begins with them; else their
+    /// outcome is unknown.
     ///
     /// # Errors
     /// `Invalid` if it is not fenced; otherwise if that cannot be written.

@@ -29,15 +29,17 @@ pub(crate) struct Window {
 struct Shown {
     /// The durable state, or why the replica has failed.
     state: Result<Arc<Reader>, String>,
-    /// The store before the step that is on its way to the disk.
+    /// The store before the step that is on its way to the disk, or when it was frozen.
     before: Option<Arc<dyn Snapshot>>,
+    /// The epoch is over: what becomes of the records from now on is none of its own.
+    frozen: bool,
 }
 
 impl Window {
     /// Of a replica, or of one that cannot be opened.
     pub(crate) fn new(id: SpaceId, name: NamespaceName, state: Result<&Replica, String>) -> Window {
         let state = state.map(|replica| Arc::new(replica.reader()));
-        Window { id, name, shown: Mutex::new(Shown { state, before: None }), news: Arc::default() }
+        Window { id, name, shown: Mutex::new(Shown { state, before: None, frozen: false }), news: Arc::default() }
     }
 
     pub(crate) fn name(&self) -> &NamespaceName {
@@ -72,7 +74,17 @@ impl Window {
 
     /// A step is about to be written.
     pub(crate) fn close(&self, before: Arc<dyn Snapshot>) {
-        self.lock().before = Some(before);
+        let mut shown = self.lock();
+        if !shown.frozen {
+            shown.before = Some(before);
+        }
+    }
+
+    /// The next epoch is about to begin over the same records: from now on readers see them as they are now.
+    pub(crate) fn freeze(&self, store: &dyn Store) {
+        let mut shown = self.lock();
+        shown.frozen = true;
+        shown.before.get_or_insert_with(|| store.snapshot());
     }
 
     /// The step is durable.
@@ -86,7 +98,12 @@ impl Window {
     }
 
     fn show(&self, state: Result<Arc<Reader>, String>) {
-        *self.lock() = Shown { state, before: None };
+        let mut shown = self.lock();
+        shown.state = state;
+        if !shown.frozen {
+            shown.before = None;
+        }
+        drop(shown);
         self.news.notify_waiters();
     }
 

@@ -127,6 +127,11 @@ impl Driver {
             let _ = reply.send(Err(SpaceError::Invalid { why }));
             return;
         }
+        if let Some(Space { slot: Slot::Running(running), .. }) = self.spaces.get_mut(&id) {
+            for (ticket, answer) in running.replica.acknowledge_all() {
+                running.answer(ticket, Ok(answer));
+            }
+        }
         self.take_away(id, reply, rows::retire);
     }
 

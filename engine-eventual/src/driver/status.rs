@@ -103,7 +103,7 @@ fn status(id: SpaceId, name: NamespaceName, running: &Running, peers: &Peers, le
         converged_ms: lag.converged_ms,
         converged_sum_ms: lag.converged_sum_ms,
         clock: replica.clock_fault(lent.now_ms(), lent.clock),
-        fence: None,
+        fence: status.fence,
         conflicts_won: counters.won,
         conflicts_lost: counters.lost,
         digest_mismatches: counters.digest_mismatch,

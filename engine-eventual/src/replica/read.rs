@@ -90,6 +90,7 @@ impl Reader {
         let outcome = match op {
             Op::Get { key } => {
                 let record = read(view, namespace, key).map_err(|e| self.unreadable(key, &e, damaged))?;
+                record.iter().try_for_each(|record| self.of_this_epoch(record))?;
                 record.iter().for_each(|record| returned(record.stamp));
                 Outcome::Value(record.and_then(|r| r.live().cloned().map(|value| (r.stamp, value))))
             }
@@ -99,6 +100,16 @@ impl Reader {
             _ => return Err(Error::InvalidRequest { why: "a write came where a read was expected".into() }),
         };
         Ok(Answer { outcome, meta: AnswerMeta { epoch, position: 0, leader: None, token: Some(seen) } })
+    }
+
+    /// The next epoch writes over the same records. A replica that has not heard of it after a restart does not show
+    /// them as its own.
+    fn of_this_epoch(&self, record: &Record) -> Result<(), Error> {
+        if record.stamp.epoch <= self.id.epoch {
+            return Ok(());
+        }
+        let why = format!("its epoch {} is over, and it has yet to follow", self.id.epoch);
+        Err(Error::Unavailable { node: self.node, why })
     }
 
     fn satisfy(&self, token: &Token) -> Result<(), Error> {
@@ -144,6 +155,7 @@ impl Reader {
             let (place, value) = row.map_err(broken)?;
             let (_, key) = layout::split_data_key(&place).map_err(broken)?;
             let record = Record::decode(&key, value).map_err(|e| self.unreadable(&key, &e.into(), damaged))?;
+            self.of_this_epoch(&record)?;
             if let Some(value) = record.live() {
                 let value = if limit.keys_only { Bytes::new() } else { value.clone() };
                 bytes += key.len() + value.len();

@@ -3,7 +3,7 @@
 use duet_proto::{Answer, Body, Change, Error, Hlc, Meta as AnswerMeta, Mode, Mutation, Op, Outcome, Stamp, Token};
 use duet_store::StoreError;
 
-use super::{Step, Ticket, read::note};
+use super::{Replica, Step, Ticket, read::note};
 use crate::{
     Planted,
     message::{Message, Push, Written},
@@ -18,6 +18,24 @@ pub(super) struct Waiting {
     stamp: Stamp,
     token: Token,
     deadline_ms: u64,
+}
+
+impl Waiting {
+    fn answer(self) -> (Ticket, Answer) {
+        let meta = AnswerMeta { epoch: self.stamp.epoch, position: 0, leader: None, token: Some(self.token) };
+        (self.ticket, Answer { outcome: Outcome::Written(self.stamp), meta })
+    }
+}
+
+impl Replica {
+    /// Answers every write that waits for copies, if the next epoch begins with them: this is a member of the base, and
+    /// all of that was stamped before the fence.
+    pub(crate) fn acknowledge_all(&mut self) -> Vec<(Ticket, Answer)> {
+        if self.converged.is_none() {
+            return Vec::new();
+        }
+        std::mem::take(&mut self.waiting).into_values().map(Waiting::answer).collect()
+    }
 }
 
 impl Step<'_> {
@@ -172,9 +190,8 @@ impl Step<'_> {
         }
         for (hlc, error) in settled {
             if let Some(waiting) = self.r.waiting.remove(&hlc) {
-                let meta = AnswerMeta { epoch: self.r.epoch, position: 0, leader: None, token: Some(waiting.token) };
-                let answer = Answer { outcome: Outcome::Written(waiting.stamp), meta };
-                self.effects.answers.push((waiting.ticket, error.map_or(Ok(answer), Err)));
+                let (ticket, answer) = waiting.answer();
+                self.effects.answers.push((ticket, error.map_or(Ok(answer), Err)));
             }
         }
     }

@@ -105,6 +105,7 @@ async fn open_group(
     for group in inner.strong.groups().into_iter().filter(|group| group.id.namespace == record.id) {
         inner.strong.retire(record.id, group.id.epoch).await?;
     }
+    inner.eventual.freeze(old);
     let spec = GroupSpec {
         namespace: record.id,
         epoch: record.epoch,
