@@ -20,9 +20,12 @@
 //!
 //! The reconciler is level-triggered: it compares what the view says with what the engine holds and takes the next
 //! step, again whenever one of them changes and every so often while something is unfinished. A crash at any point
-//! is resumed by looking again. That goes for changes of an eventual namespace's members too: there is no coordinator to
-//! lose, each node moves its own replica and reports in the namespace's entry, and the last report that a step needs
-//! takes the step.
+//! is resumed by looking again. That goes for changes of an eventual namespace's members too, and for changes of mode:
+//! there is no coordinator to lose, each node moves its own replica and reports in the namespace's entry, and the last
+//! report that a step needs takes the step (`plan/reform.rs`, `plan/switch.rs`).
+//!
+//! A request waits in `dispatch.rs` while a change of mode holds it up, and is told of the new epoch where it cannot be
+//! carried out in it as it is.
 //!
 //! A node that nobody can reach goes on with what it knew: its view is made of its own replica of the catalog, also right
 //! after a restart, so it serves its eventual namespaces as before.
