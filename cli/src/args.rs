@@ -1,11 +1,14 @@
 //! What can be written on the command line, and nothing of what it does.
 
+mod ns;
+
 use std::{ffi::OsString, os::unix::ffi::OsStringExt, path::PathBuf, time::Duration};
 
 use bytes::Bytes;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use duet_proto::{ClusterName, Mode, NamespaceName, NodeId, Role, Stamp};
 
+pub use self::ns::{Node, Ns, Switch, Verify};
 use crate::{files::Format, text::unescape};
 
 /// Reads and writes a Duet cluster, and looks after it.
@@ -78,7 +81,7 @@ pub enum Command {
     Import(Import),
     /// Write a namespace into a file
     Export(Export),
-    /// Namespaces: create, list, show, change, delete
+    /// Namespaces: create, list, show, switch, verify, change, delete
     #[command(subcommand)]
     Ns(Ns),
     /// Nodes of the cluster: list, add, remove
@@ -286,76 +289,6 @@ pub struct Export {
     /// Strong namespaces: accept what the answering member has applied, possibly old
     #[arg(long)]
     pub local: bool,
-}
-
-#[derive(Debug, Subcommand)]
-#[allow(missing_docs)]
-pub enum Ns {
-    /// Create a namespace
-    Create {
-        /// Its name: 1 to 128 characters of a-z, 0-9, '.', '_' and '-'
-        name: NamespaceName,
-        /// How it keeps its replicas in step: strong or eventual
-        #[arg(long, default_value = "strong")]
-        mode: Mode,
-        /// How many members it has, chosen by the cluster; by default up to three
-        #[arg(long, conflicts_with = "members")]
-        replicas: Option<u32>,
-        /// The members it has: node ids, separated by commas
-        #[arg(long, value_delimiter = ',', value_name = "ID")]
-        members: Vec<NodeId>,
-        /// In eventual mode: how many members must have synced a write before it is acknowledged
-        #[arg(long, default_value_t = 1)]
-        copies: u32,
-    },
-    /// List the namespaces
-    List,
-    /// Show one namespace and its replicas; exit code 5 if they are at odds or a clock is
-    Show {
-        /// Its name
-        name: NamespaceName,
-    },
-    /// Delete a namespace and everything in it
-    Delete {
-        /// Its name
-        name: NamespaceName,
-        /// Do not ask
-        #[arg(long, short)]
-        yes: bool,
-    },
-    /// Change the members of a namespace
-    #[command(visible_alias = "set-members")]
-    Members {
-        /// Its name
-        name: NamespaceName,
-        /// The members it is to have: node ids, separated by commas
-        #[arg(required = true, value_delimiter = ',', value_name = "ID")]
-        members: Vec<NodeId>,
-    },
-    /// Change how many members of an eventual namespace must have synced a write before it is acknowledged
-    SetCopies {
-        /// Its name
-        name: NamespaceName,
-        /// How many: 1 to the number of its members
-        copies: u32,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-#[allow(missing_docs)]
-pub enum Node {
-    /// List the nodes
-    List,
-    /// Give out an id for a new node
-    Add {
-        /// Where others will reach it: HOST:PORT
-        address: String,
-    },
-    /// Take a node out of the cluster; it must hold no namespace
-    Remove {
-        /// Its id
-        node: NodeId,
-    },
 }
 
 /// What a benchmark does.

@@ -1,9 +1,14 @@
 //! Namespaces, nodes, and the state of both.
 
-use std::io::{BufRead, IsTerminal};
+use std::{
+    collections::BTreeMap,
+    io::{BufRead, IsTerminal},
+    time::Duration,
+};
 
-use duet_client::{Client, NewNamespace};
-use duet_proto::{NamespaceInfo, NamespaceName, NodeInfo};
+use duet_client::{Client, NewNamespace, SwitchInfo, Topology};
+use duet_proto::{NamespaceId, NamespaceInfo, NamespaceName, NodeId, NodeInfo, NodeStatus, Phase};
+use futures::{StreamExt, stream};
 use serde::Serialize;
 use serde_json::json;
 
@@ -12,7 +17,20 @@ use crate::{
     failure::{Exit, Failure},
     output::{Printer, say, table},
     status::{MemberRow, Report, word},
+    switch::{
+        self,
+        past::{self, Late},
+    },
+    verify,
 };
+
+/// Late writes that are listed of one member.
+const LATE: u32 = 1000;
+/// Namespaces whose switches are asked for side by side.
+const SIDE_BY_SIDE: usize = 16;
+/// How often the cluster is looked at again before what may be passing is called a problem, and the pause before.
+const LOOKS: u32 = 4;
+const PAUSE: Duration = Duration::from_millis(300);
 
 /// `duet ns …`
 pub(crate) async fn namespaces(client: &Client, verb: Ns, printer: Printer) -> Result<Exit, Failure> {
@@ -26,12 +44,15 @@ pub(crate) async fn namespaces(client: &Client, verb: Ns, printer: Printer) -> R
             let list = admin.namespaces().await?;
             printer.answer(&json!({ "namespaces": list }), || namespace_table(&list))
         }
-        Ns::Show { name } => return show(client, &admin.namespace(name.as_str()).await?, printer).await,
+        Ns::Show { name, late } => return show(client, &name, late, printer).await,
+        Ns::Switch(verb) => return switch::run(client, &verb, printer).await,
+        Ns::Verify(verb) => return verify::run(client, &verb, printer).await,
+        Ns::Forget { name, node, yes } => return switch::forget(client, &name, node, yes, printer).await,
         Ns::Members { name, members } => brief(&admin.set_members(name.as_str(), members).await?, printer),
         Ns::SetCopies { name, copies } => brief(&admin.set_copies(name.as_str(), copies).await?, printer),
         Ns::Delete { name, yes } => {
             if !yes {
-                confirm(&name)?;
+                confirm(&name, &format!("This deletes everything in {name}, on every node."))?;
             }
             admin.delete_namespace(name.as_str()).await?;
             printer.answer(&json!({ "deleted": name }), String::new)
@@ -52,24 +73,84 @@ struct Shown<'a> {
     agreed: bool,
     converged: Option<bool>,
     replicas: &'a [MemberRow],
+    switch: past::Document,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    late: Option<&'a LateWrites>,
 }
 
-async fn show(client: &Client, info: &NamespaceInfo, printer: Printer) -> Result<Exit, Failure> {
+/// Late writes of every member, and who could not be asked.
+#[derive(Serialize)]
+struct LateWrites {
+    writes: Vec<Late>,
+    unreachable: BTreeMap<NodeId, String>,
+}
+
+async fn show(client: &Client, name: &NamespaceName, late: bool, printer: Printer) -> Result<Exit, Failure> {
+    let switches = client.admin().switch(name.as_str()).await?;
+    let info = &switches.namespace;
+    let late = if late { Some(late_writes(client, &switches).await) } else { None };
     let report = report(client).await?;
-    let Some(row) = report.namespaces.iter().find(|row| row.id == info.id.0) else {
-        // The node that told the topology does not know it yet.
-        return brief(info, printer).map(|()| Exit::Done);
+    // The node that told the topology may not know it yet.
+    let row = report.namespaces.iter().find(|row| row.id == info.id.0);
+    let shown = Shown {
+        info,
+        agreed: row.is_none_or(|row| row.agreed),
+        converged: row.and_then(|row| row.converged),
+        replicas: row.map_or(&[], |row| &row.members),
+        switch: past::Document::of(&switches),
+        late: late.as_ref(),
     };
-    let shown = Shown { info, agreed: row.agreed, converged: row.converged, replicas: &row.members };
     printer.answer(&shown, || {
-        let state = match row.converged {
+        let mut text = namespace_table(std::slice::from_ref(info));
+        if let Some(row) = row {
+            text += &format!("\n{}", row.render());
+        }
+        text += match shown.converged {
             Some(true) => "\nall members hold the same\n",
             Some(false) => "\nnot all members hold the same yet\n",
             None => "",
         };
-        format!("{}\n{}{state}", namespace_table(std::slice::from_ref(info)), row.render())
+        text += &past::render(&switches);
+        late.as_ref().map_or(text.clone(), |late| text + &late.render(&switches))
     })?;
-    Ok(if row.alarmed() { Exit::Unhealthy } else { Exit::Done })
+    Ok(if row.is_some_and(|row| row.alarmed()) { Exit::Unhealthy } else { Exit::Done })
+}
+
+/// Asks every member, and whoever is owed though it is none any more.
+async fn late_writes(client: &Client, switches: &SwitchInfo) -> LateWrites {
+    let owed = switches.owed.iter().map(|(node, _)| *node);
+    let nodes: std::collections::BTreeSet<NodeId> = switches.namespace.members.iter().copied().chain(owed).collect();
+    let admin = client.admin().timeout(client.options().status_patience.max(Duration::from_secs(2)));
+    let name = &switches.namespace.name;
+    let ask = nodes.into_iter().map(|node| {
+        let admin = admin.clone();
+        async move { (node, admin.late(name.as_str(), node, LATE).await) }
+    });
+    let mut late = LateWrites { writes: Vec::new(), unreachable: BTreeMap::new() };
+    for (node, answer) in futures::future::join_all(ask).await {
+        match answer {
+            Ok(writes) => late.writes.extend(writes.into_iter().map(|write| Late::of(node, write))),
+            Err(error) => drop(late.unreachable.insert(node, error.to_string())),
+        }
+    }
+    late
+}
+
+impl LateWrites {
+    fn render(&self, switches: &SwitchInfo) -> String {
+        let mut text = String::from("\n");
+        if self.writes.is_empty() {
+            text += "no late writes\n";
+        } else {
+            text += &past::render_late(&self.writes);
+        }
+        for (node, why) in &self.unreachable {
+            let owed = switches.owed.iter().any(|(owed, _)| owed == node);
+            let what = if owed { "is waited for, and may hold some: it" } else { "may know of some: it" };
+            text += &format!("node {node} {what} could not be asked ({why})\n");
+        }
+        text
+    }
 }
 
 fn namespace_table(list: &[NamespaceInfo]) -> String {
@@ -87,12 +168,14 @@ fn namespace_table(list: &[NamespaceInfo]) -> String {
     table(&["NAMESPACE", "MODE", ">EPOCH", "PHASE", "MEMBERS", ">LEADER", ">COPIES"], rows)
 }
 
-fn confirm(name: &NamespaceName) -> Result<(), Failure> {
+/// Asks for the namespace's name before what cannot be undone.
+pub(crate) fn confirm(name: &NamespaceName, what: &str) -> Result<(), Failure> {
     let input = std::io::stdin();
     if !input.is_terminal() {
-        return Err(Failure::usage("this deletes everything in the namespace: --yes confirms it"));
+        say(what);
+        return Err(Failure::usage("nothing was done: --yes confirms it"));
     }
-    say(format!("This deletes everything in {name}, on every node. Type its name to go on:"));
+    say(format!("{what}\nType the namespace's name to go on:"));
     let mut line = String::new();
     input.lock().read_line(&mut line)?;
     if line.trim() == name.as_str() { Ok(()) } else { Err(Failure::failed("not confirmed, nothing was done")) }
@@ -121,14 +204,42 @@ pub(crate) async fn nodes(client: &Client, verb: Node, printer: Printer) -> Resu
 
 /// `duet status`
 pub(crate) async fn status(client: &Client, printer: Printer) -> Result<Exit, Failure> {
-    let report = report(client).await?;
+    let mut report = report(client).await?;
+    // Members follow a switch one by one: what is over in a moment is no problem.
+    for _ in 1..LOOKS {
+        if !report.following() {
+            break;
+        }
+        tokio::time::sleep(PAUSE).await;
+        report = self::report(client).await?;
+    }
+    report.tell_of(&switches(client, &report).await);
     printer.answer(&report, || report.render())?;
     Ok(if report.healthy { Exit::Done } else { Exit::Unhealthy })
 }
 
+/// What the catalog tells of namespaces that are being switched or were before. A client that may not ask does without.
+async fn switches(client: &Client, report: &Report) -> BTreeMap<NamespaceId, SwitchInfo> {
+    let admin = client.admin();
+    let told = report.namespaces.iter().filter(|row| row.phase == Phase::Switching || row.epoch > 1);
+    let ask = told.map(|row| {
+        let admin = admin.clone();
+        async move { Some((NamespaceId(row.id), admin.switch(&row.name).await.ok()?)) }
+    });
+    stream::iter(ask).buffer_unordered(SIDE_BY_SIDE).filter_map(std::future::ready).collect().await
+}
+
 /// What every node says, side by side.
 pub(crate) async fn report(client: &Client) -> Result<Report, Failure> {
+    let (topology, answers) = answers(client).await?;
+    Ok(Report::new(&topology, &answers))
+}
+
+/// What every node says of itself, or why it says nothing.
+pub(crate) async fn answers(
+    client: &Client,
+) -> Result<(Topology, BTreeMap<NodeId, Result<NodeStatus, String>>), Failure> {
     let status = client.status().await?;
     let answers = status.nodes.into_iter().map(|node| (node.info.id, node.status.map_err(|e| e.to_string())));
-    Ok(Report::new(&status.topology, &answers.collect()))
+    Ok((status.topology, answers.collect()))
 }

@@ -4,6 +4,7 @@
 //! arguments ─ args ─▶ verbs ─ duet-client ─▶ cluster        files, text    import and export, binary-safe
 //!                       │                                   status         what nodes say, side by side
 //!                       ▼                                   playground     real nodes on this machine, links between
+//!                                                           switch, verify a change of mode, asked for, watched, judged
 //!             output: a table or one JSON document          pki            certificates      them that can be cut
 //!             failure: a message, an exit code              bench, demo    measure it, show it
 //! ```
@@ -24,6 +25,8 @@ pub mod pki;
 pub mod playground;
 pub mod run;
 pub mod status;
+pub mod switch;
 pub mod text;
 mod transfer;
 pub mod verbs;
+pub mod verify;

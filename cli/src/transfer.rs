@@ -24,7 +24,7 @@ use crate::{
     failure::{Failure, about},
     files::{Format, HEAD, ImportState, ReadError, Record, Records, resume_export},
     output::{Printer, count, say, size},
-    verbs::open,
+    verbs::{crossing, open},
 };
 
 /// How often an import writes its state.
@@ -275,6 +275,9 @@ pub(crate) async fn export(client: &Client, verb: &Export, printer: Printer) -> 
     let bar = bar(None);
     let mut entries = namespace.scan(range);
     while let Some(entry) = entries.try_next().await? {
+        if let Some(crossed) = entries.crossed() {
+            bar.suspend(|| say(crossing(&verb.namespace, &crossed)));
+        }
         done.bytes += format.write(&mut to, &entry.key, &entry.value).map_err(about(&verb.file))?;
         done.records += 1;
         if done.records % 1000 == 0 {

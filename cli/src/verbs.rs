@@ -121,6 +121,9 @@ async fn scan(client: &Client, verb: &Scan, printer: Printer) -> Result<(), Fail
     let (mut rows, mut shown, mut more) = (Vec::new(), 0, false);
     let mut lines = String::new();
     while let Some(entry) = entries.try_next().await? {
+        if let Some(crossed) = entries.crossed() {
+            say(crossing(&verb.namespace, &crossed));
+        }
         if shown == verb.limit {
             more = true;
             break;
@@ -149,6 +152,12 @@ async fn scan(client: &Client, verb: &Scan, printer: Printer) -> Result<(), Fail
         say(format!("there is more: --limit {} was reached", verb.limit));
     }
     Ok(())
+}
+
+/// What to know of a listing that goes on in another epoch.
+pub(crate) fn crossing(namespace: &NamespaceName, crossed: &duet_client::Crossed) -> String {
+    let (key, epoch, mode) = (escape(&crossed.last), crossed.epoch, crossed.mode);
+    format!("{namespace} was switched meanwhile: keys after {key} are from epoch {epoch} ({mode})")
 }
 
 async fn cas(client: &Client, verb: &Cas, printer: Printer) -> Result<(), Failure> {

@@ -30,6 +30,8 @@ pub struct Eventual {
     pub convergence: Convergence,
     /// Why it refuses writes, if its clock is out of line.
     pub clock: Option<ClockFault>,
+    /// The attempt at a switch for which it takes no writes.
+    pub fence: Option<u64>,
     pub conflicts_won: u64,
     pub conflicts_lost: u64,
     pub digest_mismatches: u64,
@@ -70,6 +72,7 @@ impl From<&EventualStatus> for Eventual {
             lag_writes: s.lag_writes,
             convergence: Convergence::new(&s.converged_ms, s.converged_sum_ms),
             clock: s.clock,
+            fence: s.fence,
             conflicts_won: s.conflicts_won,
             conflicts_lost: s.conflicts_lost,
             digest_mismatches: s.digest_mismatches,
@@ -198,6 +201,7 @@ fn state(replica: &Replica, eventual: &Eventual) -> &'static str {
     match eventual {
         _ if replica.role == GroupRole::Failed => "✗ failed",
         Eventual { clock: Some(_), .. } => "✗ clock",
+        Eventual { fence: Some(_), .. } => "fenced",
         Eventual { whole: false, .. } => "first copy",
         Eventual { clean: false, .. } => "catching up",
         _ => "whole",

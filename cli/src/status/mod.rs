@@ -8,15 +8,19 @@ mod eventual;
 
 use std::collections::BTreeMap;
 
+use duet_client::SwitchInfo;
 use duet_proto::{
-    EventualStatus, GroupRole, Mode, NamespaceInfo, NamespaceStatus, NodeId, NodeInfo, NodeStatus, Phase,
-    QuorumHealth, Topology,
+    EventualStatus, GroupRole, Mode, NamespaceId, NamespaceInfo, NamespaceStatus, NodeId, NodeInfo, NodeStatus,
+    Phase, QuorumHealth, Topology,
 };
 use serde::Serialize;
 
 pub use eventual::{Convergence, Eventual};
 
-use crate::output::{size, span, table};
+use crate::{
+    output::{size, span, table},
+    switch::past::{self, Owed},
+};
 
 /// The state of a cluster. `healthy` says whether `problems` is empty.
 #[derive(Clone, Debug, Serialize)]
@@ -25,6 +29,8 @@ pub struct Report {
     pub cluster: String,
     pub healthy: bool,
     pub problems: Vec<String>,
+    /// Worth knowing, and no problem.
+    pub notes: Vec<String>,
     pub nodes: Vec<NodeRow>,
     pub namespaces: Vec<NamespaceRow>,
 }
@@ -60,6 +66,12 @@ pub struct NamespaceRow {
     pub agreed: bool,
     /// In eventual mode: whether all members hold the same, as far as they say.
     pub converged: Option<bool>,
+    /// How far a switch of its mode is, if one is under way.
+    pub switching: Option<String>,
+    /// Who is owed late writes of which epoch.
+    pub owed: Vec<Owed>,
+    /// Whose configuration expects another mode than the catalog has.
+    pub unexpected: Vec<NodeId>,
     pub members: Vec<MemberRow>,
 }
 
@@ -127,8 +139,38 @@ impl Report {
     pub fn new(topology: &Topology, answers: &BTreeMap<NodeId, Result<NodeStatus, String>>) -> Report {
         let mut problems = Vec::new();
         let nodes = topology.nodes.iter().map(|node| node_row(node, answers.get(&node.id), &mut problems)).collect();
-        let namespaces = topology.namespaces.iter().map(|info| namespace_row(info, answers, &mut problems)).collect();
-        Report { cluster: topology.cluster.to_string(), healthy: problems.is_empty(), problems, nodes, namespaces }
+        let namespaces = topology
+            .namespaces
+            .iter()
+            .map(|info| namespace_row(info, &topology.nodes, answers, &mut problems))
+            .collect();
+        let (cluster, healthy) = (topology.cluster.to_string(), problems.is_empty());
+        Report { cluster, healthy, problems, notes: Vec::new(), nodes, namespaces }
+    }
+
+    /// Takes in what the catalog tells of switches.
+    pub fn tell_of(&mut self, switches: &BTreeMap<NamespaceId, SwitchInfo>) {
+        for row in &mut self.namespaces {
+            let Some(info) = switches.get(&NamespaceId(row.id)) else { continue };
+            row.switching = info.progress.as_ref().map(past::line);
+            row.owed = info.owed.iter().map(Owed::of).collect();
+            if let (Some(progress), Some(line)) = (&info.progress, &row.switching) {
+                self.notes.push(format!("namespace {} is being switched to {}: {line}", row.name, progress.to));
+            }
+            for Owed { node, epoch } in &row.owed {
+                let name = &row.name;
+                self.notes.push(format!("namespace {name} waits for late writes of epoch {epoch} from node {node}"));
+            }
+        }
+    }
+
+    /// Whether members may be following a switch that has just ended.
+    #[must_use]
+    pub fn following(&self) -> bool {
+        let behind = |m: &MemberRow| m.reachable && m.replica.as_ref().is_none_or(|_| m.disagrees.is_some());
+        self.namespaces
+            .iter()
+            .any(|row| row.epoch > 1 && (row.quorum == QuorumHealth::Lost || row.members.iter().any(behind)))
     }
 
     /// The report for people.
@@ -162,6 +204,7 @@ impl Report {
             text += &eventual::render(rest);
         }
         text.push('\n');
+        self.notes.iter().for_each(|note| text += &format!("· {note}\n"));
         if self.healthy {
             text += &format!("cluster {} is healthy\n", self.cluster);
         } else {
@@ -253,6 +296,7 @@ fn node_row(node: &NodeInfo, answer: Option<&Result<NodeStatus, String>>, proble
 
 fn namespace_row(
     info: &NamespaceInfo,
+    nodes: &[NodeInfo],
     answers: &BTreeMap<NodeId, Result<NodeStatus, String>>,
     problems: &mut Vec<String>,
 ) -> NamespaceRow {
@@ -296,6 +340,18 @@ fn namespace_row(
             row
         })
         .collect();
+    let expects = |node: &NodeInfo| {
+        let expected = &answers.get(&node.id)?.as_ref().ok()?.expected;
+        let (_, mode) = expected.iter().find(|(name, mode)| *name == info.name && *mode != info.mode)?;
+        Some((node.id, *mode))
+    };
+    let unexpected: Vec<(NodeId, Mode)> = nodes.iter().filter_map(expects).collect();
+    if let Some((_, mode)) = unexpected.first() {
+        let who: Vec<NodeId> = unexpected.iter().map(|(node, _)| *node).collect();
+        let whose = past::nodes(&who);
+        let what = format!("is {}, the configuration of {whose} expects {mode}", info.mode);
+        problems.push(format!("namespace {} {what}", info.name));
+    }
     match quorum {
         QuorumHealth::Lost => problems.push(format!("namespace {}: no quorum", info.name)),
         QuorumHealth::Degraded => problems.push(format!("namespace {}: not every voter answers", info.name)),
@@ -312,6 +368,9 @@ fn namespace_row(
         quorum,
         agreed: members.iter().all(|m| m.disagrees.is_none()),
         converged: eventual::converged(info.mode, info.members.len(), &replicas),
+        switching: None,
+        owed: Vec::new(),
+        unexpected: unexpected.into_iter().map(|(node, _)| node).collect(),
         members,
     }
 }
@@ -381,12 +440,12 @@ pub(crate) fn word(value: impl Serialize) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use duet_proto::{Boot, Digest, Epoch, NamespaceId};
+pub(crate) mod tests {
+    use duet_proto::{Boot, Digest, Epoch, SwitchProgress, SwitchStep};
 
     use super::*;
 
-    pub(super) fn replica(node: u32, applied: u64, digest: u128) -> NamespaceStatus {
+    pub(crate) fn replica(node: u32, applied: u64, digest: u128) -> NamespaceStatus {
         let leads = node == 1;
         NamespaceStatus {
             id: NamespaceId(1),
@@ -411,6 +470,14 @@ mod tests {
     }
 
     pub(super) fn cluster(mode: Mode, replicas: [Option<NamespaceStatus>; 3]) -> Report {
+        cluster_where_node_3_expects(&[], mode, replicas)
+    }
+
+    fn cluster_where_node_3_expects(
+        expected: &[(&str, Mode)],
+        mode: Mode,
+        replicas: [Option<NamespaceStatus>; 3],
+    ) -> Report {
         let nodes = (1..=3).map(|id| NodeInfo { id: NodeId(id), address: format!("host:{id}"), boot: Boot(1) });
         let topology = Topology {
             cluster: "test".parse().unwrap(),
@@ -443,7 +510,11 @@ mod tests {
             });
             (node.id, status.ok_or_else(|| "timed out".to_owned()))
         });
-        Report::new(&topology, &answers.collect())
+        let mut answers: BTreeMap<_, _> = answers.collect();
+        if let Some(Ok(status)) = answers.get_mut(&NodeId(3)) {
+            status.expected = expected.iter().map(|(name, mode)| (name.parse().unwrap(), *mode)).collect();
+        }
+        Report::new(&topology, &answers)
     }
 
     #[test]
@@ -480,5 +551,65 @@ mod tests {
         two.epoch = Epoch(2);
         let report = cluster(Mode::Strong, [Some(replica(1, 9, 5)), Some(two), Some(replica(3, 9, 5))]);
         assert_eq!(report.namespaces[0].members[1].disagrees.as_deref(), Some("is in epoch 2, the catalog in 1"));
+    }
+
+    #[test]
+    fn a_mode_that_is_not_expected_is_a_problem() {
+        let member = |node| NamespaceStatus { mode: Mode::Eventual, ..replica(node, 9, 5) };
+        let replicas = || [1, 2, 3].map(|node| Some(member(node)));
+        let expects = |expected| cluster_where_node_3_expects(&[expected], Mode::Eventual, replicas());
+        assert!(expects(("orders", Mode::Eventual)).healthy && expects(("nowhere", Mode::Strong)).healthy);
+        let report = expects(("orders", Mode::Strong));
+        assert_eq!(report.problems, ["namespace orders is eventual, the configuration of node 3 expects strong"]);
+        assert_eq!((report.healthy, &report.namespaces[0].unexpected[..]), (false, &[NodeId(3)][..]));
+    }
+
+    #[test]
+    fn a_switch_and_who_is_owed_are_told_and_are_no_problem() {
+        let mut report = cluster(Mode::Strong, [1, 2, 3].map(|node| Some(replica(node, 9, 5))));
+        let info = SwitchInfo {
+            namespace: NamespaceInfo {
+                id: NamespaceId(1),
+                name: "orders".parse().unwrap(),
+                mode: Mode::Strong,
+                epoch: Epoch(1),
+                phase: Phase::Switching,
+                members: vec![],
+                copies: 1,
+                leader: None,
+            },
+            progress: Some(SwitchProgress {
+                to: Mode::Eventual,
+                step: SwitchStep::Ending,
+                attempts: 1,
+                asked_ms: 5,
+                without: vec![],
+                done: vec![],
+                waits_for: vec![],
+            }),
+            base: None,
+            owed: vec![(NodeId(3), Epoch(1))],
+            history: vec![],
+        };
+        report.tell_of(&BTreeMap::from([(NamespaceId(1), info)]));
+        let text = report.render();
+        assert!(
+            report.healthy && text.contains("· namespace orders is being switched to eventual: ending: "),
+            "{text}"
+        );
+        assert!(text.contains("· namespace orders waits for late writes of epoch 1 from node 3"), "{text}");
+        let json = serde_json::to_value(&report).unwrap();
+        assert_eq!(json["namespaces"][0]["owed"][0]["node"], 3);
+    }
+
+    #[test]
+    fn members_that_follow_a_switch_are_given_time() {
+        let follows = |epoch: u32, at: u32| {
+            let two = NamespaceStatus { epoch: Epoch(at), ..replica(2, 9, 5) };
+            let mut report = cluster(Mode::Strong, [Some(replica(1, 9, 5)), Some(two), None]);
+            report.namespaces[0].epoch = epoch;
+            report.following()
+        };
+        assert!(follows(2, 2) && !follows(2, 1) && !follows(1, 2), "the first epoch follows nothing");
     }
 }

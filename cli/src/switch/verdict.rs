@@ -1,0 +1,172 @@
+//! What came of a switch: its phases, and what every member holds now.
+
+use duet_client::{Client, SwitchInfo};
+use duet_proto::{Mode, NodeId, SwitchStep};
+use serde::Serialize;
+
+use crate::{
+    failure::{Exit, Failure},
+    output::{Printer, count, span, table},
+    switch::past::{Base, Owed, Past, nodes},
+    verify::{self, Compared, MemberRow},
+};
+
+/// How long members may take to follow, before the verdict says that they have not.
+const FOLLOW: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// What came of a switch.
+#[derive(Clone, Debug, Serialize)]
+#[allow(missing_docs)]
+pub struct Verdict {
+    pub namespace: String,
+    /// Whether it was this switch that brought the mode: false if it had it already.
+    pub switched: bool,
+    pub from: Mode,
+    pub to: Mode,
+    pub epoch_before: u32,
+    pub epoch: u32,
+    pub phases: Vec<PhaseRow>,
+    pub took_ms: Option<u64>,
+    pub stopped_ms: Option<u64>,
+    pub attempts: Option<u64>,
+    pub left_out: Vec<NodeId>,
+    pub owed: Vec<Owed>,
+    pub base: Option<Base>,
+    pub members: Vec<MemberRow>,
+    /// Whether all members were seen to hold the same; nothing if that could not be told yet.
+    pub equal: Option<bool>,
+    /// Why not, or why it could not be told.
+    pub why: Option<String>,
+}
+
+/// A phase, and how long it took.
+#[derive(Clone, Debug, Serialize)]
+#[allow(missing_docs)]
+pub struct PhaseRow {
+    pub phase: &'static str,
+    pub ms: u64,
+    pub what: &'static str,
+}
+
+impl Verdict {
+    /// Of a namespace that has the mode already.
+    pub(super) fn already(info: &SwitchInfo) -> Verdict {
+        let (mode, epoch) = (info.namespace.mode, info.namespace.epoch.0);
+        Verdict {
+            namespace: info.namespace.name.to_string(),
+            switched: false,
+            from: mode,
+            to: mode,
+            epoch_before: epoch,
+            epoch,
+            phases: Vec::new(),
+            took_ms: None,
+            stopped_ms: None,
+            attempts: None,
+            left_out: Vec::new(),
+            owed: info.owed.iter().map(Owed::of).collect(),
+            base: info.base.as_ref().map(Base::of),
+            members: Vec::new(),
+            equal: None,
+            why: None,
+        }
+    }
+
+    /// Of a switch that is over.
+    ///
+    /// # Errors
+    /// If it did not bring the mode: somebody aborted it, or the namespace is another one.
+    pub fn of(before: &SwitchInfo, after: &SwitchInfo, to: Mode) -> Result<Verdict, Failure> {
+        let (name, from) = (&after.namespace.name, before.namespace.epoch);
+        let past = after.history.iter().rev().find(|past| past.epoch == from && past.to == to && !past.aborted);
+        if after.namespace.epoch <= from {
+            let message =
+                format!("the switch of {name} was aborted: it stays {} in epoch {from}", after.namespace.mode);
+            return Err(Failure { exit: Exit::Failed, code: "aborted", message, class: None });
+        }
+        let told = past.map(Past::of);
+        let phases = told.as_ref().map_or_else(Vec::new, |past| phases(past, before.namespace.mode));
+        Ok(Verdict {
+            switched: true,
+            from: before.namespace.mode,
+            to,
+            epoch_before: from.0,
+            phases,
+            took_ms: told.as_ref().map(|past| past.took_ms),
+            stopped_ms: told.as_ref().map(|past| past.stopped_ms),
+            attempts: told.as_ref().map(|past| past.attempts),
+            left_out: told.map_or_else(Vec::new, |past| past.left_out),
+            ..Verdict::already(after)
+        })
+    }
+
+    fn judge(&mut self, compared: Compared) {
+        self.equal = compared.equal;
+        self.why = compared.why;
+        self.members = compared.members;
+    }
+
+    /// For people.
+    #[must_use]
+    pub fn render(&self) -> String {
+        let Verdict { namespace, from, to, epoch, epoch_before, .. } = self;
+        let mut text = String::new();
+        if self.switched {
+            text += &format!("{namespace} is {to} now (epoch {epoch}); it was {from} (epoch {epoch_before})\n\n");
+            let rows = self.phases.iter().map(|p| vec![p.phase.into(), span(p.ms), p.what.into()]);
+            text += &table(&["PHASE", ">TOOK", ""], rows);
+            if let Some(attempts) = self.attempts.filter(|attempts| *attempts > 1) {
+                text += &format!("writes were stopped {attempts} times; the last time counts above\n");
+            }
+        } else {
+            text += &format!("{namespace} is {to} (epoch {epoch})\n");
+        }
+        if let Some(base) = &self.base {
+            let keys = count(base.keys);
+            text += &format!("\nepoch {epoch} began with {keys} keys, digest {}\n", &base.digest[..8]);
+        }
+        if !self.left_out.is_empty() {
+            text += &format!("left out: {}\n", nodes(&self.left_out));
+        }
+        for Owed { node, epoch } in &self.owed {
+            text += &format!(
+                "late writes of epoch {epoch} are awaited from node {node}; if it never returns: duet ns forget {namespace} {node}\n"
+            );
+        }
+        text.push('\n');
+        text += &verify::members_table(&self.members);
+        text += &match (self.equal, &self.why) {
+            (Some(true), _) => format!("\nall {} members hold the same\n", self.members.len()),
+            (Some(false), why) => format!("\n✗ {}\n", why.as_deref().unwrap_or("members do not hold the same")),
+            (None, why) => format!(
+                "\nnot all members could be compared yet: {}; duet ns verify {namespace} looks again\n",
+                why.as_deref().unwrap_or("no answer")
+            ),
+        };
+        text
+    }
+}
+
+fn phases(past: &Past, from: Mode) -> Vec<PhaseRow> {
+    let gathered = past.took_ms.saturating_sub(past.stopped_ms);
+    let row = |phase, ms, what| PhaseRow { phase, ms, what };
+    let all = row("in all", past.took_ms, "");
+    match from {
+        Mode::Eventual => vec![
+            row("gathering", gathered, super::past::explain(SwitchStep::Gathering)),
+            row("stopped", past.stopped_ms, "writes waited: members sealed, converged and began the next epoch"),
+            all,
+        ],
+        Mode::Strong => {
+            vec![row("ending", past.took_ms, "the end of the epoch went through the log; writes behind it waited")]
+        }
+    }
+}
+
+/// Looks what the members hold now, and tells everything.
+pub(super) async fn show(client: &Client, mut verdict: Verdict, printer: Printer) -> Result<Exit, Failure> {
+    let name = verdict.namespace.parse().map_err(|_| Failure::failed("a name that is none"))?;
+    verdict.judge(verify::compare(client, &name, FOLLOW, duet_proto::Epoch(verdict.epoch)).await?);
+    printer.answer(&verdict, || verdict.render())?;
+    Ok(if verdict.equal == Some(false) { Exit::Unhealthy } else { Exit::Done })
+}
