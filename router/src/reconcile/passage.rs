@@ -13,13 +13,15 @@
 
 use std::time::Duration;
 
-use duet_engine_eventual::{Base, SpaceId, SpaceInfo, SpaceSpec, Standing, Start};
+use duet_engine_eventual::{Base, SpaceError, SpaceId, SpaceInfo, SpaceSpec, Standing, Start};
 use duet_engine_strong::{GroupInfo, GroupSpec, machine::Base as GroupBase};
 use duet_proto::{Digest, Mode, NamespaceId, NamespaceName};
 
 use super::{EngineError, Pace, groups, track::Track};
 use crate::{catalog::NamespaceRecord, failpoint::failpoint, router::Inner};
 
+/// So many tombstones are dropped while writes wait; more are left to the group, which forgets them as it goes.
+const FEW: u64 = 4096;
 /// How long a group that has ended is kept, so that members that are a little behind can apply its end.
 const GRACE: Duration = Duration::from_secs(3);
 /// How long a member that is behind waits for the end of its group before it begins blank.
@@ -89,9 +91,12 @@ async fn open_group(
     let Standing { base: mut held, .. } = standing;
     let base = expected(record, held.digest, held.keys)?;
     let keep_tombstones = base.keep_tombstones;
-    if !keep_tombstones && held.tombstones > 0 {
-        inner.eventual.drop_tombstones(old).await?;
-        held.tombstones = 0;
+    if !keep_tombstones && (1..=FEW).contains(&held.tombstones) {
+        match inner.eventual.drop_tombstones(old).await {
+            Ok(()) => held.tombstones = 0,
+            Err(SpaceError::Invalid { why }) => tracing::warn!(namespace = %name, why, "tombstones stay for now"),
+            Err(error) => return Err(error.into()),
+        }
     }
     let base = GroupBase {
         last: base.last,
