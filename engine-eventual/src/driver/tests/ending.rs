@@ -268,6 +268,20 @@ async fn the_audit_of_late_writes_is_bounded() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_write_that_waits_outside_the_base_has_an_unknown_outcome() {
+    let cluster = three(3).await;
+    cluster.isolate(3);
+    let (handle, call) = (cluster.handle(3), Call { op: put_op("k", "w"), token: None });
+    let waits = tokio::spawn(async move { handle.call(NS, E1, call, in_seconds(5)).await });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    cluster.handle(3).fence(ID, 1).await.unwrap();
+    assert_eq!(cluster.status(3).await.eventual.unwrap().fence, Some(1));
+    cluster.handle(3).retire(ID).await.unwrap();
+    let outcome = waits.await.unwrap();
+    assert!(matches!(outcome, Err(Error::OutcomeUnknown { .. })), "{outcome:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_write_that_waits_is_acknowledged_when_the_next_epoch_has_it() {
     let cluster = three(3).await;
     cluster.isolate(3);
@@ -323,11 +337,12 @@ async fn only_a_purge_takes_what_is_not_the_replicas_own() {
 #[tokio::test(start_paused = true)]
 async fn the_next_epoch_may_write_the_records_of_a_replica_that_is_still_there() {
     let cluster = three(1).await;
+    cluster.isolate(3);
     cluster.put_all(1, &["a", "b", "c"]).await;
     cluster.delete(1, "c").await.unwrap();
-    cluster.seal(1, &[1, 2, 3]).await;
+    cluster.seal(1, &[1, 2]).await;
     cluster.handle(1).freeze(ID);
-    for at in 1..=3 {
+    for at in 1..=2 {
         let (store, mut batch) = (&cluster.nodes[&at].store, duet_store::Batch::new());
         let stamp = Stamp { epoch: E2, hlc: Hlc(5), node: NodeId(2) };
         for key in ["a", "new"] {
@@ -338,33 +353,35 @@ async fn the_next_epoch_may_write_the_records_of_a_replica_that_is_still_there()
         store.write(batch).unwrap();
         strangers_rows(store);
     }
-    // A new attempt, of somebody who is late, and all that may be asked of it.
-    cluster.handle(3).lift(ID, 1).await.unwrap();
+    // Somebody who lacks what is no longer there, a new attempt, and all that may be asked of it.
+    cluster.heal();
+    cluster.put(3, "late", "v").await.unwrap();
     cluster.handle(2).fence(ID, 2).await.unwrap();
     cluster.handle(2).converge(ID, 2, nodes(&[1, 2, 3])).await.unwrap();
     tokio::time::sleep(Duration::from_secs(10)).await;
+    assert!(cluster.status(3).await.eventual.unwrap().interrupted > 1, "it was refused");
     for at in 1..=2 {
         cluster.handle(at).scrub(ID).await.unwrap();
-        cluster.handle(at).stash(ID, Frontier::default()).await.unwrap();
         let status = cluster.status(at).await;
-        assert_eq!((status.eventual.unwrap().damaged, cluster.handle(at).metrics().failed), (2, 0), "{at}");
+        assert_eq!((status.eventual.unwrap().damaged, cluster.handle(at).metrics().failed), (0, 0), "{at}");
+        cluster.handle(at).stash(ID, Frontier::default()).await.unwrap();
         let (new, old) = (cluster.get(at, "new").await, cluster.get(at, "b").await);
         match at {
             1 => assert_eq!((new.unwrap(), old.unwrap().is_some()), (None, true), "as it was when it was frozen"),
             _ => assert!(matches!(new, Err(Error::Unavailable { .. })), "{new:?}"),
         }
         cluster.handle(at).retire(ID).await.unwrap();
-        assert_eq!(cluster.handle(at).stashed(NS, 9).unwrap().len(), 1, "the delete of c");
+        assert_eq!(cluster.handle(at).stashed(NS, 9).unwrap().len() as u32, at, "the delete of c, at 2 what 3 has");
         assert!(cluster.nodes[&at].store.get(Family::Data, &layout::data_key(NS, b"new")).unwrap().is_some());
     }
 }
 
-/// What a strong epoch has left on a disk: 40 values, the last two deleted.
+/// What a strong epoch has left on a disk: 40 values, the last two deleted. Its clock was ahead by days.
 fn strong_base(store: &MemoryStore) -> Base {
     let (mut base, mut batch) = (Base::default(), duet_store::Batch::new());
     for at in 0..40u64 {
         let key = Bytes::from(format!("k{at:02}"));
-        base.last = Stamp { epoch: E1, hlc: Hlc(u64::from(u32::MAX) + at), node: NodeId(9) };
+        base.last = Stamp { epoch: E1, hlc: Hlc(Hlc::from_millis(1_800_000_000_000).0 + at), node: NodeId(9) };
         let deleted = at >= 38;
         let record = if deleted { Record::tombstone(base.last) } else { Record::value(base.last, "strong".into()) };
         base.digest.replace(&key, None, Some(&record));
@@ -453,6 +470,19 @@ async fn an_epoch_begins_with_the_records_of_the_one_before() {
         let (from, to) = crate::rows::tombstones(NS);
         assert_eq!(view.scan(Family::Namespace, &from, Some(&to)).unwrap().count(), 0);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_member_that_joins_an_epoch_without_writes_comes_to_its_base() {
+    let (mut cluster, base) = second_epoch(true).await;
+    cluster.boot(4, MemoryStore::new(), 1);
+    let four = Members { keep_tombstones: true, ..members(2, &[1, 2, 3, 4], 2) };
+    cluster.handle(4).create(SpaceSpec { epoch: E2, ..spec(1, Start::Joining, four.clone()) }).await.unwrap();
+    for at in 1..=3 {
+        cluster.handle(at).set_members(ID2, four.clone()).await.unwrap();
+    }
+    cluster.settle(&[1, 2, 3, 4]).await;
+    assert_eq!(cluster.standing(4, ID2).await.base, base);
 }
 
 #[tokio::test(start_paused = true)]
