@@ -8,13 +8,13 @@ use duet_proto::{KeyRange, NodeId, Stamp};
 use futures::{StreamExt, TryStreamExt, stream};
 use tokio::time::{Instant, sleep};
 
-use super::{PATIENCE, create, detail, step, strong};
+use super::{PATIENCE, create, detail, load::PREFIX, step, strong};
 use crate::{
     args::Globals, cluster, failure::Failure, links::Links, output::count, playground::Playground,
     status::NamespaceRow, verbs::builder,
 };
 
-const NAMESPACE: &str = "carts";
+pub(super) const NAMESPACE: &str = "carts";
 /// Keys that are there before the partition.
 const CARTS: u32 = 3000;
 /// Keys that each side adds.
@@ -28,8 +28,8 @@ const IN_FLIGHT: usize = 64;
 /// Who is alone.
 const ALONE: NodeId = NodeId(3);
 
-/// Steps 6 to 9.
-pub(super) async fn show(client: &Client, nodes: &Playground, globals: &Globals) -> Result<(), Failure> {
+/// Steps 6 to 9. Returns what they leave behind.
+pub(super) async fn show(client: &Client, nodes: &Playground, globals: &Globals) -> Result<Ledger, Failure> {
     let links = nodes.links().ok_or_else(|| Failure::failed("the links between the nodes cannot be cut"))?;
     step(6, "An eventual namespace");
     create(client, NAMESPACE, NewNamespace::eventual()).await?;
@@ -94,18 +94,23 @@ pub(super) async fn show(client: &Client, nodes: &Playground, globals: &Globals)
         verify(namespace, &expected).await?;
     }
     summary(&expected, &one, &other);
-    Ok(())
+    Ok(expected)
 }
 
 /// What was acknowledged for each key, the latest of it: a value, or that it is gone.
-type Ledger = BTreeMap<Bytes, (Stamp, Option<Bytes>)>;
+pub(super) type Ledger = BTreeMap<Bytes, (Stamp, Option<Bytes>)>;
 
 fn cart(number: u32) -> Bytes {
     format!("cart/{number:06}").into()
 }
 
 /// A client that is on the side of a node, whatever happens to the network.
-async fn beside(links: &Links, nodes: &Playground, globals: &Globals, node: NodeId) -> Result<Client, Failure> {
+pub(super) async fn beside(
+    links: &Links,
+    nodes: &Playground,
+    globals: &Globals,
+    node: NodeId,
+) -> Result<Client, Failure> {
     let globals = Globals { endpoints: vec![nodes.address(node).to_string()], ..globals.clone() };
     Ok(builder(&globals)?.network(Arc::new(links.beside(node))).connect().await?)
 }
@@ -185,11 +190,13 @@ async fn settled(client: &Client) -> Result<NamespaceRow, Failure> {
     }
 }
 
-/// Reads everything and compares: what was acknowledged last is there, what was deleted is not, nothing else is.
-async fn verify(namespace: &Namespace, expected: &Ledger) -> Result<(), Failure> {
+/// Reads everything and compares: what was acknowledged last is there, what was deleted is not, nothing else is but what
+/// later steps write.
+pub(super) async fn verify(namespace: &Namespace, expected: &Ledger) -> Result<(), Failure> {
     let found: BTreeMap<Bytes, (Stamp, Option<Bytes>)> = namespace
         .scan(KeyRange::all())
         .map_ok(|entry| (entry.key, (entry.stamp, Some(entry.value))))
+        .try_filter(|(key, _)| std::future::ready(!key.starts_with(PREFIX.as_bytes())))
         .try_collect()
         .await?;
     let live = || expected.iter().filter(|(_, (_, value))| value.is_some());

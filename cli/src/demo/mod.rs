@@ -1,7 +1,12 @@
 //! `duet demo`: everything at once, for a person to watch. Any promise that is not kept makes it fail.
 
 mod eventual;
+mod load;
 mod strong;
+mod switch;
+mod timeline;
+mod verdict;
+mod watch;
 
 use std::{
     io::{IsTerminal, Write},
@@ -9,11 +14,11 @@ use std::{
 };
 
 use duet_client::{Client, NewNamespace};
+use duet_proto::Mode;
 use tokio::time::Instant;
 
 use crate::{
     args::{self, Demo, Globals},
-    cluster,
     failure::{Exit, Failure},
     output::table,
     playground::Playground,
@@ -58,9 +63,10 @@ async fn show(options: &Demo, globals: &Globals, nodes: &mut Playground) -> Resu
 
     let globals = admin(globals, nodes);
     let client = connect(&globals).await?;
-    strong::show(options, &client, nodes).await?;
-    eventual::show(&client, nodes, &globals).await?;
-    print(&format!("\n{}", cluster::report(&client).await?.render()));
+    let records = strong::show(options, &client, nodes).await?;
+    let carts = eventual::show(&client, nodes, &globals).await?;
+    switch::show(&client, nodes, &globals, &switch::Before { records, carts }).await?;
+    print(&format!("\n{}", verdict::in_step(&client).await?.render()));
     print(&format!(
         "\nAll of it in {:.0} s. `make playground` starts a cluster to try by hand.\n",
         began.elapsed().as_secs_f64()
@@ -81,13 +87,23 @@ fn admin(globals: &Globals, nodes: &Playground) -> Globals {
     }
 }
 
+/// Creates a namespace, or makes the one that an earlier run over this directory has left what it is to be.
 async fn create(client: &Client, name: &str, new: NewNamespace) -> Result<(), Failure> {
-    match client.admin().create_namespace(name, new).await {
-        Err(error) if !matches!(error.cluster(), Some(duet_proto::Error::NamespaceExists { .. })) => {
-            Err(error.into())
-        }
-        _ => Ok(()),
+    let (admin, mode, copies) = (client.admin(), new.mode, new.copies);
+    match admin.create_namespace(name, new).await {
+        Err(error) if matches!(error.cluster(), Some(duet_proto::Error::NamespaceExists { .. })) => {}
+        other => return Ok(other.map(|_| ())?),
     }
+    watch::stable(client, name).await?;
+    if admin.namespace(name).await?.mode != mode {
+        admin.switch_mode(name, mode, Vec::new()).await?;
+        watch::stable(client, name).await?;
+    }
+    if mode == Mode::Eventual {
+        admin.set_copies(name, copies).await?;
+        watch::stable(client, name).await?;
+    }
+    Ok(())
 }
 
 fn step(number: u32, title: &str) {
@@ -96,7 +112,7 @@ fn step(number: u32, title: &str) {
 }
 
 fn detail(text: &str) {
-    print(&format!("   {text}\n"));
+    print(if text.is_empty() { "\n".to_owned() } else { format!("   {text}\n") }.as_str());
 }
 
 /// To standard output, whoever reads it or not.
