@@ -94,7 +94,10 @@ async fn open_group(
     if !keep_tombstones && (1..=FEW).contains(&held.tombstones) {
         match inner.eventual.drop_tombstones(old).await {
             Ok(()) => held.tombstones = 0,
-            Err(SpaceError::Invalid { why }) => tracing::warn!(namespace = %name, why, "tombstones stay for now"),
+            Err(SpaceError::Invalid { why }) => {
+                tracing::warn!(namespace = %name, why, "some tombstones stay for now");
+                held = inner.eventual.standing(old).await.map_or(held, |standing| standing.base);
+            }
             Err(error) => return Err(error.into()),
         }
     }
