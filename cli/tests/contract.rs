@@ -53,6 +53,18 @@ fn wrong_usage_ends_with_two() {
         &["ns", "create", "a", "--mode", "weak"],
         &["ns", "set-copies", "a"],
         &["ns", "set-copies", "a", "many"],
+        &["ns", "switch", "a"],
+        &["ns", "switch", "a", "--to", "weak"],
+        &["ns", "switch", "a", "--to", "strong", "--without", "x"],
+        &["ns", "switch", "a", "--to", "strong", "--abort"],
+        &["ns", "switch", "a", "--abort", "--plan"],
+        &["ns", "switch", "a", "--to", "strong", "--plan", "--no-wait"],
+        &["ns", "switch", "a", "--to", "strong", "--wait", "--no-wait"],
+        &["ns", "switch", "a", "--to", "strong", "--wait=soon"],
+        &["ns", "verify", "a", "--within", "soon"],
+        &["ns", "verify"],
+        &["ns", "forget", "a"],
+        &["ns", "forget", "a", "many"],
         &["--no-session=1", "get", "ns", "k"],
         &["playground", "--nodes", "0"],
         &["pki", "issue"],
@@ -118,11 +130,39 @@ fn help_and_version_are_answers() {
 #[test]
 fn what_both_modes_take_is_in_the_help() {
     let ns = run(duet(&["ns", "--help"]));
-    for verb in ["set-copies", "members", "set-members", "show"] {
+    for verb in ["set-copies", "members", "set-members", "show", "switch", "verify", "forget"] {
         assert!(ns.out.contains(verb), "{verb} in {}", ns.out);
     }
     for verb in ["get", "scan", "export", "import"] {
         assert!(run(duet(&[verb, "--help"])).out.contains("--no-session"), "{verb}");
+    }
+}
+
+#[test]
+fn a_switch_says_how_it_is_asked_for() {
+    let help = run(duet(&["ns", "switch", "--help"])).out;
+    for flag in
+        ["--to <MODE>", "--without <N>", "--plan", "--abort", "--wait", "--no-wait", "Ctrl-C leaves the switch going"]
+    {
+        assert!(help.contains(flag), "{flag} in {help}");
+    }
+    // Well-formed ones get as far as the missing connection.
+    for arguments in [
+        &["ns", "switch", "a", "--to", "eventual"][..],
+        &["ns", "switch", "a", "--to", "strong", "--without", "1,2", "--plan"],
+        &["ns", "switch", "a", "--to", "strong", "--wait"],
+        &["ns", "switch", "a", "--to", "strong", "--wait=30s"],
+        &["ns", "switch", "a", "--abort"],
+        &["ns", "verify", "a", "--deep", "--within", "1m"],
+        &["ns", "show", "a", "--late"],
+        &["ns", "forget", "a", "3", "--yes"],
+    ] {
+        let ended = run(duet(arguments));
+        assert!(
+            ended.code == Some(2) && ended.err.contains("--endpoints (DUET_ENDPOINTS)"),
+            "{arguments:?}: {}",
+            ended.err
+        );
     }
 }
 

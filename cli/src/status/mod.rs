@@ -18,7 +18,7 @@ use serde::Serialize;
 pub use eventual::{Convergence, Eventual};
 
 use crate::{
-    output::{size, span, table},
+    output::{count, size, span, table},
     switch::past::{self, Owed},
 };
 
@@ -239,7 +239,7 @@ fn member_cells(namespace: &NamespaceRow, member: &MemberRow, first: bool) -> Ve
             r.term.to_string(),
             r.applied.to_string(),
             r.lag.to_string(),
-            r.keys.to_string(),
+            count(r.keys),
             r.digest[..8].to_owned(),
         ]),
         None => {

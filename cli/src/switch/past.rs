@@ -212,7 +212,8 @@ pub(crate) fn render(info: &SwitchInfo) -> String {
             moment(past.asked_ms),
             span(past.took_ms),
             span(past.stopped_ms),
-            past.attempts.to_string(),
+            // A switch to eventual has one, which the catalog does not count.
+            if past.attempts == 0 { "–".into() } else { past.attempts.to_string() },
             notes.join(", "),
         ]
     });

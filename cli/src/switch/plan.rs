@@ -13,6 +13,9 @@ use crate::{
     switch::past::{Past, line, nodes},
 };
 
+/// What a transaction takes beside the way to the leader: two disks, one after the other. A guess.
+const SYNC_MS: u64 = 6;
+
 /// What would happen.
 #[derive(Clone, Debug, Serialize)]
 #[allow(missing_docs)]
@@ -115,8 +118,8 @@ impl Plan {
         }
         plan.in_the_way(&look);
         match namespace.mode {
-            Mode::Eventual => plan.from_eventual(&look),
-            Mode::Strong => plan.from_strong(&look),
+            Mode::Eventual => plan.hindered_while_eventual(&look),
+            Mode::Strong => plan.hindered_while_strong(&look),
         }
         plan.estimate = Some(look.estimate(to, round_trip));
         plan
@@ -141,7 +144,7 @@ impl Plan {
         }
     }
 
-    fn from_eventual(&mut self, look: &Look<'_>) {
+    fn hindered_while_eventual(&mut self, look: &Look<'_>) {
         let all = &look.info.namespace.members;
         if let Some(stranger) = self.without.iter().find(|node| !all.contains(node)) {
             self.blocks.push(format!("node {stranger} is no member"));
@@ -160,12 +163,11 @@ impl Plan {
                 look.reasons(&away)
             );
             self.blocks.push(format!("{why}. No --without helps; writes go on"));
-        } else if fit.len() < self.needed && !(away.is_empty() && !self.without.is_empty()) {
+        } else if fit.len() < self.needed && (self.without.is_empty() || !away.is_empty()) {
             let list = away.iter().chain(&self.without).map(ToString::to_string).collect::<Vec<_>>().join(",");
             self.blocks.push(format!(
-                "it would wait for {}: {}. With copies = {}, acknowledged writes may be there alone. --without {list} goes on, \
+                "it would wait: {}. With copies = {}, acknowledged writes may be there alone. --without {list} goes on, \
                  and these come in as late writes",
-                nodes(&away),
                 look.reasons(&away),
                 self.copies
             ));
@@ -189,7 +191,7 @@ impl Plan {
         }
     }
 
-    fn from_strong(&mut self, look: &Look<'_>) {
+    fn hindered_while_strong(&mut self, look: &Look<'_>) {
         if !self.without.is_empty() {
             self.blocks.push("--without is of no use here: any quorum completes a switch to eventual".into());
         }
@@ -345,14 +347,15 @@ impl Look<'_> {
             let how = format!("{switches} of this namespace to {to} before");
             return Estimate { gathering_ms, stopped_ms: *median, how };
         }
-        let ms = round_trip.as_millis() as u64;
+        let ms = round_trip.as_millis() as u64 + SYNC_MS;
         let (steps, what) = match to {
-            Mode::Strong => {
-                (6, "each member seals and converges, and the next epoch begins: 6 transactions of the catalog")
-            }
-            Mode::Eventual => (2, "an entry of the log and a transaction of the catalog"),
+            Mode::Strong => (6, "members seal and converge, the next epoch begins: 6 transactions"),
+            Mode::Eventual => (2, "an entry of the log and 1 transaction"),
         };
-        let how = format!("{what}, whose leader answered in {ms} ms just now; no earlier switch to go by");
+        let how = format!(
+            "{what} of the catalog, whose leader answered in {} ms, {SYNC_MS} ms for the disks each; no earlier switch to go by",
+            round_trip.as_millis()
+        );
         Estimate { gathering_ms, stopped_ms: steps * ms, how }
     }
 }
@@ -492,7 +495,7 @@ mod tests {
             plan.estimate.map(|e| (e.stopped_ms, e.how))
         };
         let (ms, how) = plan(&info).unwrap();
-        assert!(ms == 30 && how.contains("no earlier switch"), "{how}");
+        assert!(ms == 66 && how.contains("no earlier switch"), "{how}");
         info.history = vec![
             past(1080, Mode::Strong, false),
             past(5000, Mode::Eventual, false),

@@ -91,6 +91,9 @@ impl Verdict {
             from: before.namespace.mode,
             to,
             epoch_before: from.0,
+            epoch: from.next().0,
+            // What it says of the base is of the latest epoch, and there may be a later one by now.
+            base: after.base.as_ref().filter(|_| after.namespace.epoch == from.next()).map(Base::of),
             phases,
             took_ms: told.as_ref().map(|past| past.took_ms),
             stopped_ms: told.as_ref().map(|past| past.stopped_ms),

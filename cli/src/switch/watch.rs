@@ -161,16 +161,18 @@ impl Screen {
 
     /// Who is waited for, and what can be done about it.
     fn waiting(&self, info: &SwitchInfo) -> String {
-        let mut text = format!("waits for {}", nodes(&self.waits_for));
         let away: Vec<NodeId> = self.away.keys().copied().collect();
-        if let Some((node, why)) = self.away.iter().next() {
-            text += &format!(", node {node} is away ({why})");
+        let mut text = format!("waits for {}", nodes(&self.waits_for));
+        match self.away.values().next() {
+            Some(why) if away == self.waits_for => text += &format!(": {why}"),
+            Some(why) => text += &format!("; of {}: {why}", nodes(&away)),
+            None => {}
         }
         let minority = away.len() * 2 < info.namespace.members.len();
         if !away.is_empty() && minority && self.to == Mode::Strong {
             let list = away.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
             text += &format!(
-                "; writes go on; duet ns switch {} --to {} --without {list} goes on without",
+                ". Writes go on. duet ns switch {} --to {} --without {list} goes on without",
                 self.name, self.to
             );
         }
@@ -222,7 +224,7 @@ async fn away(client: &Client, who: &[NodeId]) -> BTreeMap<NodeId, String> {
 
 fn brief(error: &ClientError) -> String {
     match error {
-        ClientError::Unreachable { .. } | ClientError::TimedOut { .. } => "it does not answer".into(),
+        ClientError::Unreachable { .. } | ClientError::TimedOut { .. } => "no answer".into(),
         other => other.to_string(),
     }
 }

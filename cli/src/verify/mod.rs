@@ -228,7 +228,14 @@ pub(crate) fn members_table(members: &[MemberRow]) -> String {
             state.into(),
         ]
     });
-    table(&[">NODE", "MODE", ">EPOCH", ">KEYS", ">POSITION", "DIGEST", ""], rows)
+    let mut text = table(&[">NODE", "MODE", ">EPOCH", ">KEYS", ">POSITION", "DIGEST", ""], rows);
+    let mut digests = members.iter().filter(|m| m.equal == Some(true)).map(|m| &m.digest);
+    if let Some(first) = digests.next()
+        && digests.any(|digest| digest != first)
+    {
+        text += "writes go on: members were compared where they met, and are shown as they were seen last\n";
+    }
+    text
 }
 
 /// What `duet ns verify` says.
