@@ -371,8 +371,9 @@ impl Handle {
         Ok(Some(Answers { floor: state.floor, digest: hash.digest128() }))
     }
 
-    /// What the table of an epoch that has ended here says of a write that was first tried in it or before. Reads the
-    /// whole table: it is for writes whose outcome is not known and whose epoch is over, which are few.
+    /// What the table of an epoch says of a write whose own epoch is over: it was first tried before this one, or this
+    /// one has ended here. Reads the whole table: it is for writes whose outcome is not known and whose epoch is over,
+    /// which are few.
     ///
     /// # Errors
     /// If the store cannot be read.
@@ -380,7 +381,8 @@ impl Handle {
         let snapshot = self.store.snapshot();
         let view: &dyn duet_store::View = &*snapshot;
         let Some(state) = get::<State>(view, &state_key(namespace))? else { return Ok(Recall::Unknown) };
-        if state.applied.epoch != epoch || state.sealed.is_none() {
+        let over = attempt.epoch < epoch || state.sealed.is_some();
+        if state.applied.epoch != epoch || !over {
             return Ok(Recall::Unknown);
         }
         Ok(match Sessions::open(view, namespace)?.check(attempt, state.floor) {

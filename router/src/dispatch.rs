@@ -157,12 +157,12 @@ impl Inner {
             Err(Error::EpochChanged { namespace, epoch, mode })
         };
         match &request.attempt {
-            Some(attempt) if attempt.epoch < record.epoch => match (mode_of(record, attempt), record.mode) {
+            Some(attempt) if attempt.epoch < record.epoch => match mode_of(record, attempt) {
                 // Nobody remembers what was done in an eventual epoch.
-                (Mode::Eventual, _) => changed(),
-                // The table of answers knows, or says that it cannot.
-                (Mode::Strong, Mode::Strong) => Ok(Fit::Serve(token)),
-                (Mode::Strong, Mode::Eventual) => match self.recall(record, attempt)? {
+                Mode::Eventual => changed(),
+                // It is looked up, and never runs: this may be a copy that was long on its way, of a write that its client
+                // was told of meanwhile, and has sent anew.
+                Mode::Strong => match self.recall(record, attempt)? {
                     Some(answer) => Ok(Fit::Ran(Box::new(answer))),
                     None => changed(),
                 },
@@ -175,8 +175,8 @@ impl Inner {
     /// What became of a write that was first tried in a strong epoch that is over; `None`: it has not run and never
     /// will.
     fn recall(&self, record: &NamespaceRecord, attempt: &Try) -> Result<Option<Result<Answer, Error>>, Error> {
-        let before = Epoch(record.epoch.0 - 1);
-        let recalled = self.strong.recall(record.id, before, attempt).map_err(|error| error.at(self.config.me))?;
+        let table = if record.mode == Mode::Strong { record.epoch } else { Epoch(record.epoch.0 - 1) };
+        let recalled = self.strong.recall(record.id, table, attempt).map_err(|error| error.at(self.config.me))?;
         match recalled {
             Recall::Ran(result) => {
                 let meta = Meta { epoch: record.epoch, position: 0, leader: None, token: None };

@@ -190,8 +190,11 @@ impl Journal {
         if !known {
             return Err(format!("{stamp}: nobody wrote {value:?} to key {key}"));
         }
-        if let Some(before) = value.and_then(|value| self.versions.insert(value, stamp)) {
-            return Err(format!("{value:?} of key {key} was written twice, as {before} and as {stamp}"));
+        if let Some(value) = value {
+            let first = *self.versions.entry(value).or_insert(stamp);
+            if first != stamp {
+                return Err(format!("{value} of key {key} was written twice, as {first} and as {stamp}"));
+            }
         }
         self.writes.insert(stamp, write);
         Ok(())

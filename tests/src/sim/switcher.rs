@@ -176,7 +176,7 @@ fn other(mode: Mode) -> Mode {
     }
 }
 
-/// Waits until no switch is under way and nobody is owed anything.
+/// Waits until no switch is under way.
 pub(super) async fn rest(
     world: &mut World,
     land: &Land,
@@ -185,14 +185,14 @@ pub(super) async fn rest(
 ) -> Result<(), String> {
     let deadline = Instant::now() + within;
     let admin = admin(world, deadline).await?;
-    until(&admin, land, deadline, |info| info.progress.is_none()).await.map_err(|what| format!("healed: {what}"))?;
-    let info = until(&admin, land, deadline, |info| info.owed.is_empty()).await?;
+    let info = until(&admin, land, deadline, |info| info.progress.is_none()).await?;
     let past: Vec<_> = info.history.iter().filter(|past| !past.aborted).collect();
     switches.attempts += past.iter().map(|past| past.attempts).sum::<u64>();
     Ok(())
 }
 
-/// Switches a namespace to the other mode and back; with nothing in the way, each is done in time.
+/// Switches a namespace to the other mode and back; with nothing in the way, each is done in time. Late writes come in
+/// while it is strong.
 pub(super) async fn there_and_back(
     world: &mut World,
     land: &Land,
@@ -201,8 +201,11 @@ pub(super) async fn there_and_back(
 ) -> Result<(), String> {
     let admin = admin(world, Instant::now() + within).await?;
     for _ in 0..2 {
-        let deadline = Instant::now() + within;
         let (epoch, mode) = land.now();
+        if mode == Mode::Strong {
+            until(&admin, land, Instant::now() + within, |info| info.owed.is_empty()).await?;
+        }
+        let deadline = Instant::now() + within;
         while let Err(error) = admin.switch_mode(&land.name, other(mode), Vec::new()).await {
             if Instant::now() >= deadline {
                 return Err(format!("{}: nothing is in the way of a switch, and yet: {error}", land.name));
@@ -211,6 +214,9 @@ pub(super) async fn there_and_back(
         }
         let over = |info: &SwitchInfo| info.namespace.epoch > epoch && info.progress.is_none();
         until(&admin, land, deadline, over).await?;
+    }
+    if land.now().1 == Mode::Strong {
+        until(&admin, land, Instant::now() + within, |info| info.owed.is_empty()).await?;
     }
     let epochs = land.epochs();
     switches.completed += epochs.ended.len() as u32;
