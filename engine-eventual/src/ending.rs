@@ -6,11 +6,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use duet_proto::{Epoch, NamespaceId, NodeId, Record, Stamp};
+use duet_proto::{Epoch, LateState, LateWrite, NamespaceId, NodeId, Record, Stamp};
 use duet_store::{Batch, StoreError};
 
 use crate::{
-    Frontier, Handle, Late, LateWrite, Order, SpaceError, SpaceId,
+    Frontier, Handle, Order, SpaceError, SpaceId,
     handle::Command,
     stash::{self, frontiers, late, waiting},
 };
@@ -131,7 +131,7 @@ impl Handle {
     /// If that cannot be read or written.
     pub async fn unstash(&self, namespace: NamespaceId, stamps: Vec<Stamp>, brought: bool) -> Result<(), SpaceError> {
         let _turn = self.tidy.lock().await;
-        let state = if brought { Late::Brought } else { Late::Refused };
+        let state = if brought { LateState::Brought } else { LateState::Refused };
         let batch = stash::settle(&*self.store, namespace, &stamps.into_iter().collect(), state)?;
         // Even if there is nothing to change: what an earlier call has changed may not be durable yet.
         Ok(self.committer.submit(batch).await?)

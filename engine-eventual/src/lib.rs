@@ -77,4 +77,3 @@ pub use message::{Envelope, Message, MessageError};
 pub use replica::{
     Base, Counters, Cx, Effects, Input, Order, Persisting, Refused, Replica, Start, Status, Ticket, Unpersisted,
 };
-pub use stash::{Late, LateWrite};

@@ -9,9 +9,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use duet_proto::{Body, Epoch, NamespaceId, Record, Stamp};
+use duet_proto::{Body, Epoch, LateState, LateWrite, NamespaceId, Record, Stamp};
 use duet_store::{Batch, Family, StoreError, View, layout};
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Serialize, de::DeserializeOwned};
 
 use crate::Frontier;
 
@@ -21,30 +21,6 @@ const AUDIT: u8 = 0x32;
 
 /// How many late writes of a namespace are remembered once nothing waits for them any more.
 const REMEMBERED: usize = 1000;
-
-/// A write that its epoch ended without.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LateWrite {
-    /// The key.
-    pub key: Bytes,
-    /// When it was written, and by which node.
-    pub stamp: Stamp,
-    /// Whether it was a delete.
-    pub tombstone: bool,
-    /// What has become of it.
-    pub state: Late,
-}
-
-/// What has become of a late write.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Late {
-    /// It waits on this node.
-    Waiting,
-    /// It was handed in, and merged by its stamp.
-    Brought,
-    /// It came too late even for that, and has no effect.
-    Refused,
-}
 
 fn key(namespace: NamespaceId, what: u8, stamp: Stamp) -> Bytes {
     layout::namespace_key(namespace, what, &stamp.to_bytes())
@@ -111,7 +87,7 @@ pub(crate) fn frontiers(view: &dyn View, namespace: NamespaceId) -> Result<BTree
 /// What waits, and then what no longer does, the latest first.
 pub(crate) fn late(view: &dyn View, namespace: NamespaceId, limit: usize) -> Result<Vec<LateWrite>, StoreError> {
     let waiting = waiting(view, namespace, limit)?.into_iter();
-    let mut late: Vec<_> = waiting.map(|(key, record)| LateWrite::of(key, &record, Late::Waiting)).collect();
+    let mut late: Vec<_> = waiting.map(|(key, record)| told(key, &record, LateState::Waiting)).collect();
     let (from, to) = range(namespace, AUDIT);
     for row in view.scan_reverse(Family::Namespace, &from, Some(&to))?.take(limit - late.len()) {
         let (row, value) = row?;
@@ -125,7 +101,7 @@ pub(crate) fn settle(
     view: &dyn View,
     namespace: NamespaceId,
     stamps: &BTreeSet<Stamp>,
-    state: Late,
+    state: LateState,
 ) -> Result<Batch, StoreError> {
     let mut batch = Batch::new();
     let mut audit = BTreeSet::new();
@@ -135,7 +111,7 @@ pub(crate) fn settle(
         let (of, record): (Bytes, Record) = decode(&row, &value)?;
         batch.delete(Family::Namespace, row);
         let row = key(namespace, AUDIT, *stamp);
-        let value = encode(&row, &LateWrite::of(of, &record, state))?;
+        let value = encode(&row, &told(of, &record, state))?;
         batch.put(Family::Namespace, row.clone(), value);
         audit.insert(row);
     }
@@ -167,10 +143,8 @@ pub(crate) fn purge(batch: &mut Batch, namespace: NamespaceId) {
     }
 }
 
-impl LateWrite {
-    fn of(key: Bytes, record: &Record, state: Late) -> LateWrite {
-        LateWrite { key, stamp: record.stamp, tombstone: record.body == Body::Tombstone, state }
-    }
+fn told(key: Bytes, record: &Record, state: LateState) -> LateWrite {
+    LateWrite { key, stamp: record.stamp, tombstone: record.body == Body::Tombstone, state }
 }
 
 fn epoch_of(row: &[u8]) -> Result<Epoch, StoreError> {

@@ -1,9 +1,7 @@
 //! What the catalog tells of switches: to operators, and to the log.
 
-use duet_engine_eventual::{Late, LateWrite};
 use duet_proto::{
-    BaseInfo, Epoch, Error, LateState, Mode, NamespaceName, NodeId, Response, SwitchInfo, SwitchPast, SwitchProgress,
-    SwitchStep,
+    BaseInfo, Epoch, Error, Mode, NamespaceName, NodeId, Response, SwitchInfo, SwitchPast, SwitchProgress, SwitchStep,
 };
 
 use crate::{
@@ -36,7 +34,7 @@ impl Inner {
         let view = self.view();
         let entry = view.namespace(name).ok_or_else(|| Error::NamespaceNotFound { name: name.clone() })?;
         let late = self.eventual.late(entry.record.id, limit as usize).map_err(|error| error.at(self.config.me))?;
-        Ok(Response::Late(late.into_iter().map(told).collect()))
+        Ok(Response::Late(late))
     }
 
     /// A step of a switch that this node has taken, for the log and the figures.
@@ -65,15 +63,6 @@ impl Inner {
     pub(crate) fn count_late(&self, writes: u64, brought: bool) {
         self.counts.late(writes, brought);
     }
-}
-
-fn told(late: LateWrite) -> duet_proto::LateWrite {
-    let state = match late.state {
-        Late::Waiting => LateState::Waiting,
-        Late::Brought => LateState::Brought,
-        Late::Refused => LateState::Refused,
-    };
-    duet_proto::LateWrite { key: late.key, stamp: late.stamp, tombstone: late.tombstone, state }
 }
 
 fn step_of(record: &NamespaceRecord) -> Option<SwitchStep> {

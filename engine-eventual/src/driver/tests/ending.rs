@@ -1,10 +1,10 @@
 //! The end of an epoch, and what the next one begins with.
 
-use duet_proto::{Hlc, Record};
+use duet_proto::{Hlc, LateState, Record};
 use duet_store::View;
 
 use super::*;
-use crate::{Base, Frontier, Late};
+use crate::{Base, Frontier};
 
 const E2: Epoch = Epoch(2);
 const ID2: SpaceId = SpaceId { namespace: NS, epoch: E2 };
@@ -240,14 +240,14 @@ async fn late_writes_are_put_aside_once_and_outlive_their_replica() {
     let handle = cluster.handle(3);
     assert!(handle.space(ID).is_none());
     let late: Vec<_> = handle.late(NS, 100).unwrap().into_iter().map(|late| (late.tombstone, late.state)).collect();
-    let waits = (false, Late::Waiting);
-    assert_eq!(late, [waits, waits, (true, Late::Waiting), (false, Late::Brought)]);
+    let waits = (false, LateState::Waiting);
+    assert_eq!(late, [waits, waits, (true, LateState::Waiting), (false, LateState::Brought)]);
     let rest: Vec<_> = stashed.iter().map(|(_, record)| record.stamp).collect();
     handle.unstash(NS, rest[1..3].to_vec(), true).await.unwrap();
     assert_eq!(handle.stash_frontiers(NS).unwrap().len(), 1, "one waits still");
     handle.unstash(NS, rest, false).await.unwrap();
     assert!(handle.stash_frontiers(NS).unwrap().is_empty() && handle.stashed(NS, 100).unwrap().is_empty());
-    assert_eq!(handle.late(NS, 1).unwrap()[0].state, Late::Refused);
+    assert_eq!(handle.late(NS, 1).unwrap()[0].state, LateState::Refused);
     assert_eq!(handle.late(NS, 100).unwrap().len(), 4);
 }
 
