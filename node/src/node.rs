@@ -12,9 +12,9 @@ use std::{
     time::Duration,
 };
 
-use duet_engine_eventual::{EventualEngine, Handle as EventualHandle, Late};
+use duet_engine_eventual::{EventualEngine, Handle as EventualHandle};
 use duet_engine_strong::{Handle as StrongHandle, StrongEngine};
-use duet_proto::{Boot, Epoch, Error, NamespaceId, NamespaceInfo, NamespaceName, NodeId, NodeStatus};
+use duet_proto::{Boot, Epoch, Error, LateState, NamespaceId, NamespaceInfo, NamespaceName, NodeId, NodeStatus};
 use duet_router::Router;
 use duet_store::{Committer, DiskGuard, HybridClock, NodeIdentity, Store, StoreError, WallClock, open_node};
 use duet_transport::{Endpoint, Network, Peers, Tls};
@@ -260,7 +260,7 @@ impl Node {
         let inner = &*self.inner;
         let count = |info: NamespaceInfo| {
             let late = inner.eventual.late(info.id, LATE_COUNTED).unwrap_or_default();
-            let waiting = late.iter().filter(|write| write.state == Late::Waiting).count();
+            let waiting = late.iter().filter(|write| write.state == LateState::Waiting).count();
             (info.name, waiting as u64)
         };
         inner.router.topology().namespaces.into_iter().map(count).filter(|(_, waiting)| *waiting > 0).collect()
