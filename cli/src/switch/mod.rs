@@ -12,7 +12,7 @@ mod watch;
 use std::time::{Duration, Instant};
 
 use duet_client::{Client, ClientError, SwitchInfo};
-use duet_proto::{Class, Error, NamespaceName, NodeId};
+use duet_proto::{Class, Error, NamespaceName, NodeId, Phase};
 use serde_json::json;
 
 use crate::{
@@ -42,17 +42,20 @@ pub(crate) async fn run(client: &Client, verb: &Switch, printer: Printer) -> Res
         say(format!("{name} is {to} already, in epoch {}: there is nothing to do", before.namespace.epoch));
         return verdict::show(client, Verdict::already(&before), printer).await;
     }
-    let asked = before.progress.as_ref().is_some_and(|progress| progress.to == to);
-    // Asking again would take back whom an earlier call went on without.
-    if !asked || !verb.without.is_empty() {
-        match admin.switch_mode(name.as_str(), to, verb.without.clone()).await {
-            Ok(_) => {}
-            // It may have been taken: what follows shows.
-            Err(error) if error.class() == Class::Unknown => say(format!("{error}; looking whether it was taken")),
-            Err(error) => return Err(refused(error, name)),
+    // Asked again without saying so, it does not take back whom an earlier call went on without; it does take back an
+    // abort that has not come to its end.
+    let mut without = verb.without.clone();
+    if let Some(progress) = before.progress.as_ref().filter(|progress| progress.to == to) {
+        say(format!("{name} is being switched to {to} already"));
+        if without.is_empty() {
+            without.clone_from(&progress.without);
         }
-    } else {
-        say(format!("{name} is being switched to {to} already; watching"));
+    }
+    match admin.switch_mode(name.as_str(), to, without).await {
+        Ok(_) => {}
+        // It may have been taken: what follows shows.
+        Err(error) if error.class() == Class::Unknown => say(format!("{error}; looking whether it was taken")),
+        Err(error) => return Err(refused(error, name)),
     }
     if verb.no_wait {
         let now = admin.switch(name.as_str()).await?;
@@ -90,9 +93,16 @@ async fn abort(client: &Client, name: &NamespaceName, printer: Printer) -> Resul
             return Err(failure);
         }
     };
-    let document = json!({ "aborted": true, "namespace": info });
-    printer.answer(&document, || {
-        format!("aborted: {name} stays {} in epoch {}; writes that were held up go on\n", info.mode, info.epoch)
+    // The end of a strong epoch may be in its log already: then the way back leads through the next one.
+    let through = (info.phase == Phase::Switching).then(|| before.progress.map(|progress| progress.to)).flatten();
+    let document = json!({ "aborted": true, "through": through, "namespace": info });
+    printer.answer(&document, || match through {
+        None => format!("aborted: {name} stays {} in epoch {}; writes go on\n", info.mode, info.epoch),
+        Some(through) => format!(
+            "aborted: the end of epoch {} may be in the log already, so {name} becomes {through} and then {} again, by \
+             itself; duet ns show {name} tells how far it is\n",
+            info.epoch, info.mode
+        ),
     })?;
     Ok(Exit::Done)
 }

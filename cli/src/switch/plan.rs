@@ -204,7 +204,10 @@ impl Plan {
         let all = look.info.namespace.members.iter().copied();
         let away: Vec<NodeId> = all.filter(|node| !look.replicas.contains_key(node)).collect();
         if !away.is_empty() {
-            self.notes.push(format!("{} gets the base from another member on its return", nodes(&away)));
+            self.notes.push(format!(
+                "{}: the replica there follows from what the others hold, on its return",
+                nodes(&away)
+            ));
         }
         self.notes.push("conditional writes (cas, txn) are refused from then on".into());
     }
@@ -470,7 +473,11 @@ mod tests {
         let ahead = NamespaceStatus { last: 12, ..replica(1, 9, 5) };
         let well = plan(vec![Some(ahead), Some(replica(2, 9, 5)), None], &[]);
         assert!(well.blocks.is_empty() && well.in_flight == 3, "{:?}", well.blocks);
-        assert!(well.notes.iter().any(|note| note.starts_with("node 3 gets the base")), "{:?}", well.notes);
+        assert!(
+            well.notes.iter().any(|note| note.starts_with("node 3: the replica there follows")),
+            "{:?}",
+            well.notes
+        );
         assert_eq!(plan(vec![None, Some(replica(2, 9, 5)), None], &[]).blocks.len(), 1);
         assert_eq!(plan(vec![Some(replica(1, 9, 5)); 3], &[NodeId(3)]).blocks.len(), 1);
     }

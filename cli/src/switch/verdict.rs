@@ -78,10 +78,16 @@ impl Verdict {
     /// If it did not bring the mode: somebody aborted it, or the namespace is another one.
     pub fn of(before: &SwitchInfo, after: &SwitchInfo, to: Mode) -> Result<Verdict, Failure> {
         let (name, from) = (&after.namespace.name, before.namespace.epoch);
-        let past = after.history.iter().rev().find(|past| past.epoch == from && past.to == to && !past.aborted);
-        if after.namespace.epoch <= from {
-            let message =
-                format!("the switch of {name} was aborted: it stays {} in epoch {from}", after.namespace.mode);
+        let past = after.history.iter().rev().find(|past| past.epoch == from && past.to == to);
+        let later = after.namespace.epoch > from;
+        if !later || past.is_some_and(|past| past.aborted) {
+            let was = before.namespace.mode;
+            let message = match later {
+                false => format!("the switch of {name} was aborted: it stays {was} in epoch {from}"),
+                true => format!(
+                    "the switch of {name} was aborted when it could only go on: it becomes {was} again by itself"
+                ),
+            };
             return Err(Failure { exit: Exit::Failed, code: "aborted", message, class: None });
         }
         let told = past.map(Past::of);
@@ -172,4 +178,77 @@ pub(super) async fn show(client: &Client, mut verdict: Verdict, printer: Printer
     verdict.judge(verify::compare(client, &name, FOLLOW, duet_proto::Epoch(verdict.epoch)).await?);
     printer.answer(&verdict, || verdict.render())?;
     Ok(if verdict.equal == Some(false) { Exit::Unhealthy } else { Exit::Done })
+}
+
+#[cfg(test)]
+mod tests {
+    use duet_proto::{Epoch, NamespaceId, NamespaceInfo, Phase, SwitchPast};
+
+    use super::*;
+
+    fn info(mode: Mode, epoch: u32, history: Vec<SwitchPast>) -> SwitchInfo {
+        SwitchInfo {
+            namespace: NamespaceInfo {
+                id: NamespaceId(1),
+                name: "orders".parse().unwrap(),
+                mode,
+                epoch: Epoch(epoch),
+                phase: Phase::Stable,
+                members: (1..=3).map(NodeId).collect(),
+                copies: 1,
+                leader: None,
+            },
+            progress: None,
+            base: None,
+            owed: vec![],
+            history,
+        }
+    }
+
+    fn past(epoch: u32, to: Mode, aborted: bool) -> SwitchPast {
+        SwitchPast {
+            epoch: Epoch(epoch),
+            to,
+            asked_ms: 1000,
+            sealed_ms: 1010,
+            ended_ms: 1055,
+            attempts: 2,
+            apart: vec![NodeId(3)],
+            aborted,
+            forgotten: vec![],
+        }
+    }
+
+    #[test]
+    fn the_phases_are_the_catalogs() {
+        let before = info(Mode::Eventual, 3, vec![past(1, Mode::Strong, false), past(2, Mode::Eventual, false)]);
+        let mut after = info(Mode::Strong, 4, before.history.clone());
+        after.history.extend([past(3, Mode::Strong, true), past(3, Mode::Strong, false)]);
+        after.owed = vec![(NodeId(3), Epoch(3))];
+        let verdict = Verdict::of(&before, &after, Mode::Strong).unwrap();
+        assert_eq!(
+            verdict.phases.iter().map(|p| (p.phase, p.ms)).collect::<Vec<_>>(),
+            [("gathering", 10), ("stopped", 45), ("in all", 55)]
+        );
+        let text = verdict.render();
+        for line in [
+            "orders is strong now (epoch 4); it was eventual (epoch 3)",
+            "writes were stopped 2 times",
+            "left out: node 3",
+            "late writes of epoch 3 are awaited from node 3; if it never returns: duet ns forget orders 3",
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn an_abort_is_no_switch() {
+        let strong = info(Mode::Strong, 2, vec![]);
+        let through = info(Mode::Eventual, 3, vec![past(2, Mode::Eventual, true)]);
+        let stays = info(Mode::Strong, 2, vec![]);
+        for (after, words) in [(stays, "stays strong in epoch 2"), (through, "becomes strong again by itself")] {
+            let failure = Verdict::of(&strong, &after, Mode::Eventual).unwrap_err();
+            assert!(failure.message.contains(words) && failure.code == "aborted", "{failure}");
+        }
+    }
 }
