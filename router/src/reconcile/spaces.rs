@@ -131,6 +131,9 @@ pub(super) async fn advance(
     }
     if carry_out(inner, &plan).await {
         inner.took_step(name, &entry.record);
+        if inner.view().namespace(name).is_some_and(|now| now.record.epoch > entry.record.epoch) {
+            failpoint("switch.activated");
+        }
     }
 }
 

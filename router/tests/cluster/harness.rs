@@ -235,15 +235,12 @@ impl Cluster {
     }
 
     async fn call_within(&self, at: u32, namespace: &str, op: Op, patience: Duration) -> Result<Answer, Error> {
-        let request = DataRequest {
-            namespace: name(namespace),
-            epoch: Epoch::default(),
-            op,
-            attempt: None,
-            token: None,
-            consistency: Consistency::Linearizable,
-        };
-        self.nodes[&at].router.call(request, Instant::now() + patience).await
+        self.nodes[&at].router.call(request(namespace, op), Instant::now() + patience).await
+    }
+
+    /// A request as a client of a session makes it.
+    pub(crate) async fn ask(&self, at: u32, request: DataRequest) -> Result<Answer, Error> {
+        self.nodes[&at].router.call(request, Instant::now() + PATIENCE).await
     }
 
     /// Puts, again as long as that does not succeed: the write that was on its way to a leader that died stays unknown.
@@ -281,6 +278,18 @@ impl Cluster {
             assert!(Instant::now() < deadline, "node {at} reads {read:?} of {key}, not {value}; {}", self.picture());
             sleep(Duration::from_millis(10)).await;
         }
+    }
+}
+
+/// A request of a client that knows nothing.
+pub(crate) fn request(namespace: &str, op: Op) -> DataRequest {
+    DataRequest {
+        namespace: name(namespace),
+        epoch: Epoch::default(),
+        op,
+        attempt: None,
+        token: None,
+        consistency: Consistency::Linearizable,
     }
 }
 

@@ -1,8 +1,11 @@
 //! A namespace goes from one mode to the other while it is written to.
 
-use duet_proto::{Admin, Error, LateState, Mode, Mutation, NodeId, Op, Response, SwitchInfo, SwitchStep};
+use duet_proto::{
+    Admin, DataRequest, Epoch, Error, LateState, Mode, Mutation, NodeId, Op, Response, SessionId, SwitchInfo,
+    SwitchStep, Token, Try,
+};
 
-use super::harness::{Cluster, name};
+use super::harness::{Cluster, name, request};
 
 async fn ask(cluster: &Cluster, at: u32, to: Mode, without: &[u32]) {
     let without = without.iter().copied().map(NodeId).collect();
@@ -283,4 +286,75 @@ async fn a_switch_that_can_only_go_on_comes_back_when_it_is_aborted() {
     agree(&cluster, &[1, 2, 3]).await;
     let info = show(&cluster, 1).await;
     assert_eq!((info.namespace.mode, info.history.len()), (Mode::Strong, 2));
+}
+
+fn tried(key: &str, sequence: u64, seen: u64, epoch: u32) -> DataRequest {
+    let op = Op::Write { mutation: Mutation::put(key.to_owned(), "tried") };
+    let attempt = Try { session: SessionId(7), sequence, answered_below: 1, seen, epoch: Epoch(epoch) };
+    DataRequest { epoch: Epoch(epoch), attempt: Some(attempt), ..request("n", op) }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_of_an_earlier_strong_epoch_is_answered_or_refused_and_never_runs() {
+    let cluster = Cluster::start(3).await;
+    cluster.create(1, "n", &[]).await.unwrap();
+    let first = cluster.ask(1, tried("ran", 1, 0, 1)).await.unwrap();
+    for (epoch, to) in [(2, Mode::Eventual), (3, Mode::Strong), (4, Mode::Eventual), (5, Mode::Strong)] {
+        ask(&cluster, 1, to, &[]).await;
+        switched(&cluster, &[1, 2, 3], to).await;
+        agree(&cluster, &[1, 2, 3]).await;
+        for at in 1..=3 {
+            let again = cluster.ask(at, tried("ran", 1, 0, 1)).await.unwrap();
+            assert_eq!((again.outcome, again.meta.epoch), (first.outcome.clone(), Epoch(epoch)), "from the table");
+            let never = cluster.ask(at, tried("never", 2, first.meta.position, 1)).await;
+            let told =
+                matches!(never, Err(Error::EpochChanged { epoch: now, mode, .. }) if now.0 == epoch && mode == to);
+            assert!(told, "{never:?}");
+            assert_eq!(cluster.get(at, "n", "never").await, Ok(None));
+        }
+    }
+    // One that was tried in an eventual epoch, or in none that is known, is not run in another one either.
+    let eventual = cluster.ask(2, tried("never", 3, 0, 4)).await;
+    assert!(matches!(eventual, Err(Error::EpochChanged { .. })), "{eventual:?}");
+    let plain = DataRequest { attempt: None, ..tried("never", 4, 0, 4) };
+    let plain = cluster.ask(2, plain).await;
+    assert!(matches!(plain, Err(Error::EpochChanged { .. })), "{plain:?}");
+    assert_eq!(cluster.get(1, "n", "never").await, Ok(None));
+    cluster.ask(3, tried("now", 5, 0, 5)).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_is_honoured_by_the_epochs_that_follow_if_they_have_what_it_saw() {
+    let cluster = Cluster::start(3).await;
+    cluster.create_eventual(1, "n", &[], 1).await;
+    cluster.put(1, "n", "a", "1").await;
+    cluster.reads(3, "n", "a", "1").await;
+    cluster.isolate(3, true);
+    let put = Op::Write { mutation: Mutation::put("alone", "3") };
+    let alone = cluster.ask(3, request("n", put)).await.unwrap().meta.token.unwrap();
+    let get = Op::Get { key: "a".into() };
+    let common = cluster.ask(1, request("n", get.clone())).await.unwrap().meta.token.unwrap();
+    ask(&cluster, 1, Mode::Strong, &[3]).await;
+    switched(&cluster, &[1, 2], Mode::Strong).await;
+    let with = |token: &Token| DataRequest { token: Some(token.clone()), ..request("n", get.clone()) };
+    assert!(cluster.ask(1, with(&common)).await.is_ok());
+    let lacking = cluster.ask(2, with(&alone)).await;
+    assert!(matches!(lacking, Err(Error::TokenNotCovered { .. })), "{lacking:?}");
+    cluster.isolate(3, false);
+    cluster.reads(2, "n", "alone", "3").await;
+    let brought = |cluster: &Cluster| {
+        let view = cluster.nodes[&2].router.view();
+        view.namespace(&name("n")).is_some_and(|entry| entry.record.owed.is_empty())
+    };
+    cluster.until(brought).await;
+    assert!(cluster.ask(2, with(&alone)).await.is_ok(), "merged since");
+    ask(&cluster, 1, Mode::Eventual, &[]).await;
+    switched(&cluster, &[1, 2, 3], Mode::Eventual).await;
+    let answer = cluster.ask(1, with(&alone)).await.unwrap();
+    assert_eq!(answer.meta.token.unwrap().epoch, Epoch(3), "this epoch's stands for it");
+    let ahead = Token { epoch: Epoch(9), ..alone };
+    let ahead = DataRequest { token: Some(ahead), ..request("n", get) };
+    let ahead =
+        cluster.nodes[&1].router.call(ahead, tokio::time::Instant::now() + std::time::Duration::from_secs(1)).await;
+    assert!(matches!(ahead, Err(Error::Changing { .. })), "{ahead:?}");
 }
