@@ -371,6 +371,51 @@ async fn a_token_of_an_eventual_epoch_is_dropped_once_a_later_one_has_answered()
 }
 
 #[tokio::test(start_paused = true)]
+async fn copies_that_still_wait_are_let_go_once_a_member_knows_what_became_of_them() {
+    // Node 1 holds its copy through the switch and says something only when nobody listens any more.
+    for to in [1, 2] {
+        let world = World::new(Mode::Strong);
+        let state = world.clone();
+        let mut fake = Fake::new(3, move |node, request| {
+            let mut state = state.0.lock().unwrap();
+            if node == 1 && request.attempt.is_some_and(|attempt| attempt.epoch == Epoch(1)) {
+                state.epoch = 1 + to;
+                let Act::Answer(late) = state.changed() else { unreachable!() };
+                return Act::Late(Duration::from_secs(3), late);
+            }
+            state.answer(request, false)
+        });
+        let orders = fake.orders().await;
+        let start = Instant::now();
+        orders.put("a", "v").await.unwrap();
+        assert!(start.elapsed() < Duration::from_secs(2), "another member is asked beside it: {:?}", start.elapsed());
+        assert_eq!(world.ran("a"), 1);
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        orders.put("b", "v").await.unwrap();
+        assert_eq!((world.ran("a"), world.ran("b"), orders.epoch()), (1, 1, Epoch(1 + to)));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_namespace_created_anew_begins_with_its_first_epoch_again() {
+    // The old one was in epoch 3; members of the new one know of no such epoch.
+    let mut fake = Fake::new(3, |_, request| match request.epoch {
+        Epoch(0 | 1) => fake::written(1),
+        _ => fails(Error::Changing { namespace: name(), why: "it has no epoch 3 yet".into() }),
+    });
+    fake.stage(|stage| stage.epoch = 3);
+    let orders = fake.orders().await;
+    fake.stage(|stage| {
+        stage.modes.insert(0, ("other".into(), Mode::Strong, vec![1, 2, 3], Some(1)));
+        (stage.epoch, stage.version) = (1, 2);
+    });
+    orders.put("a", "v").await.unwrap();
+    assert_eq!(orders.epoch(), Epoch(1));
+    let sent = sent(&fake);
+    assert_eq!(sent.last(), Some(&(1, Some((2, 1)))), "with a number that was never used: {sent:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn changing_is_waited_out_with_short_pauses() {
     let changing = || Error::Changing { namespace: name(), why: "writes are held up by a switch".into() };
     let world = World::new(Mode::Strong);
