@@ -330,6 +330,39 @@ async fn a_read_of_an_earlier_epoch_is_not_taken() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_read_that_is_tried_again_says_what_the_session_has_seen_by_then() {
+    // Somebody else's request learns of epoch 2 while this one is held up.
+    let mut fake = Fake::new(1, |_, request| match (&request.op, request.epoch) {
+        (Op::Get { .. }, Epoch(1)) => fails(Error::Changing { namespace: name(), why: "in a moment".into() }),
+        (Op::Get { .. }, epoch) => data(Outcome::Value(None), Meta { epoch, ..fake::meta(0) }),
+        _ => data(Outcome::Written(stamp(1)), Meta { epoch: Epoch(2), ..fake::meta(0) }),
+    });
+    let orders = fake.orders().await;
+    let read = tokio::spawn({
+        let orders = orders.clone();
+        async move { orders.get_with_epoch("a").await }
+    });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    orders.put("b", "v").await.unwrap();
+    assert_eq!(read.await.unwrap().unwrap().1, Epoch(2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_known_never_to_have_run_is_refused_for_certain_afterwards() {
+    let refusal = || Error::DiskFull { node: NodeId(1), free: 1, reserve: 2 };
+    let mut count = 0;
+    let mut fake = Fake::new(1, move |_, request| {
+        count += 1;
+        match request.attempt {
+            Some(_) if count == 1 => Act::Break,
+            Some(_) => fails(Error::EpochChanged { namespace: name(), epoch: Epoch(2), mode: Mode::Eventual }),
+            None => fails(refusal()),
+        }
+    });
+    assert_eq!(cluster(fake.orders().await.put("a", "v").await), refusal());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_write_of_an_earlier_epoch_is_acknowledged_and_comes_in_late() {
     // A member that has not heard of the switch takes the write, in an epoch that is over elsewhere.
     let late = Token { epoch: Epoch(1), seen: vec![(NodeId(3), Hlc(9))] };
