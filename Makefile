@@ -29,7 +29,7 @@ build: deps ## builds duetd and duet
 release: deps ## builds duetd and duet for use (compiles RocksDB once more)
 	cargo build --release -p duet-node -p duet-cli
 
-demo: build ## both modes on three nodes: a leader killed, a partition written on both sides, nothing lost
+demo: build ## both modes on three nodes: a leader killed, a partition, modes switched under load, nothing lost
 	$(BIN)/duet demo --data data/UnicodeData.txt
 
 playground: build ## a three-node cluster on this machine, until Ctrl-C (DIR=…)

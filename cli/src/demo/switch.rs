@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use duet_client::{Client, Namespace};
 use duet_proto::{Mode, NodeId};
+use futures::future::try_join_all;
 use tokio::time::sleep;
 
 use super::{
@@ -23,6 +24,9 @@ const READERS: usize = 2;
 const LAST_WORDS: u32 = 8;
 /// Acknowledged writes that make a loss hurt, if there was one.
 const ENOUGH: u64 = 200;
+/// How long a task waits for an answer. What a dead node was asked it will never hear of, and no other may be asked the
+/// same: where an epoch is eventual, a write would run twice.
+const PATIENT: Duration = Duration::from_secs(1);
 /// How long the load runs before something is done to it, and how long a switch is let wait.
 const A_WHILE: Duration = Duration::from_millis(600);
 
@@ -35,6 +39,8 @@ pub(super) struct Before {
 /// The loads, and what the switches did to them.
 struct Show<'a> {
     client: &'a Client,
+    /// Those whose tasks are the loads.
+    clients: Vec<Client>,
     unicode: Load,
     carts: Load,
     /// What was written through a node until it died, and where.
@@ -50,8 +56,9 @@ pub(super) async fn show(
     before: &Before,
 ) -> Result<(), Failure> {
     step(10, "Both change their mode, while clients write and read");
-    let (unicode, carts) = load(nodes, globals, before).await?;
-    let mut show = Show { client, unicode, carts, last_words: Vec::new(), switches: Vec::new() };
+    let clients = clients(nodes, globals).await?;
+    let (unicode, carts) = load(&clients, before).await?;
+    let mut show = Show { client, clients, unicode, carts, last_words: Vec::new(), switches: Vec::new() };
     show.change_places().await?;
     let dead = show.change_back(nodes).await?;
     show.two_copies(nodes, dead).await?;
@@ -69,14 +76,19 @@ pub(super) async fn show(
     verdict.tell()
 }
 
-/// Three clients, one beside each node, in both namespaces.
-async fn load(nodes: &Playground, globals: &Globals, before: &Before) -> Result<(Load, Load), Failure> {
+/// A client beside each node.
+async fn clients(nodes: &Playground, globals: &Globals) -> Result<Vec<Client>, Failure> {
     let links = nodes.links().ok_or_else(|| Failure::failed("the nodes have no doors"))?;
-    let mut clients = Vec::new();
-    for node in nodes.nodes() {
-        clients.push(eventual::beside(links, nodes, globals, node).await?);
-    }
-    let open = |name| clients.iter().map(|client| client.namespace(name)).collect::<Result<Vec<Namespace>, _>>();
+    let clients = nodes.nodes().into_iter().map(|node| eventual::beside(links, nodes, globals, node));
+    try_join_all(clients).await
+}
+
+/// Tasks of all clients, in both namespaces.
+async fn load(clients: &[Client], before: &Before) -> Result<(Load, Load), Failure> {
+    let open = |name| {
+        let each = clients.iter().map(|client| Ok(client.namespace(name)?.timeout(PATIENT)));
+        each.collect::<Result<Vec<Namespace>, Failure>>()
+    };
     let start = |namespaces: &[Namespace], known: &Known| {
         Load::start("switch", namespaces, WRITERS).read(namespaces, READERS, known)
     };
@@ -182,21 +194,22 @@ impl Show<'_> {
 
     /// Kills a node in the middle of writes to an eventual namespace that it takes by itself.
     async fn kill(&mut self, nodes: &mut Playground, node: NodeId, name: &'static str) -> Result<(), Failure> {
-        let namespace = self.client.namespace(name)?.on(node).timeout(Duration::from_secs(5));
+        let namespace = self.client.namespace(name)?.on(node).timeout(PATIENT);
         let who = format!("last words {}", self.last_words.len());
         let load = Load::start(&who, std::slice::from_ref(&namespace), LAST_WORDS);
         load.progress(ENOUGH).await?;
         typed(&format!("kill -9 {}  # node {node}", nodes.pid(node).unwrap_or_default()));
         nodes.kill(node).await?;
         load.halt();
-        let acknowledged = count(load.acknowledged());
         detail(&format!(
-            "to the last, {LAST_WORDS} tasks wrote to {name} through node {node} alone: {acknowledged} writes were acknowledged"
+            "{LAST_WORDS} more tasks wrote to {name} until then, through node {node} alone: {} writes acknowledged",
+            count(load.acknowledged())
         ));
         self.last_words.push((name, load));
-        // By then everybody knows, this client included.
-        cluster::report(self.client).await?;
-        Ok(())
+        // What a dead node costs was shown before. By the time of the switch every client has noticed, and goes on elsewhere.
+        try_join_all(self.clients.iter().chain([self.client]).map(Client::status)).await?;
+        self.unicode.progress(ENOUGH).await?;
+        self.carts.progress(ENOUGH).await
     }
 }
 
