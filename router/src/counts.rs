@@ -53,9 +53,8 @@ impl Counts {
         }
     }
 
-    /// A write has its answer; how long it waited for a change, if it did.
-    pub(crate) fn waited(&self, held: Option<Duration>) {
-        let Some(held) = held else { return };
+    /// A write waited so long for a change of its namespace.
+    pub(crate) fn waited(&self, held: Duration) {
         let ms = held.as_millis() as u64;
         add(&self.held, 1);
         add(&self.held_ms, ms);

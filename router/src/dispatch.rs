@@ -37,21 +37,30 @@ impl Inner {
     /// Hands a request to the engine of the namespace's mode: again when the namespace has changed under it, or the
     /// replica has been set up.
     pub(crate) async fn dispatch(&self, request: &DataRequest, deadline: Instant) -> Result<Answer, Error> {
+        match self.attempt(request, deadline).await {
+            Err(Error::Changing { .. }) => {}
+            answer => return answer,
+        }
         let begun = Instant::now();
-        let mut held = false;
+        let answer = self.hold(request, deadline).await;
+        if request.op.is_write() {
+            self.counts.waited(begun.elapsed());
+        }
+        answer
+    }
+
+    /// Tries again until the change that holds the request up is over.
+    async fn hold(&self, request: &DataRequest, deadline: Instant) -> Result<Answer, Error> {
         loop {
+            // Before the try, so that what happens after it is not missed.
             let (seen, placed) = (self.seen.notified(), self.placed.notified());
             tokio::pin!(seen, placed);
             seen.as_mut().enable();
             placed.as_mut().enable();
             let error = match self.attempt(request, deadline).await {
                 Err(error @ Error::Changing { .. }) => error,
-                answer => {
-                    self.counts.waited(held.then(|| begun.elapsed()));
-                    return answer;
-                }
+                answer => return answer,
             };
-            held |= request.op.is_write();
             let news = async {
                 tokio::select! {
                     biased;
@@ -61,7 +70,6 @@ impl Inner {
             };
             let again = deadline.min(Instant::now() + AGAIN);
             if timeout_at(again, news).await.is_err() && again == deadline {
-                self.counts.waited(held.then(|| begun.elapsed()));
                 return Err(error);
             }
         }

@@ -201,6 +201,7 @@ impl Cluster {
             None => Command::new(daemon),
         };
         command.arg("--config").arg(folder.join("duetd.toml"));
+        command.env("DUETD_FAILPOINT", format!("@{}", folder.join("failpoint").display()));
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         process.child = Some(command.spawn().context("starting duetd")?);
         Ok(())
@@ -213,6 +214,29 @@ impl Cluster {
     pub fn revive(&mut self, id: u32) -> Result<()> {
         self.spawn(id)?;
         self.wait_ready(id)
+    }
+
+    /// Tells a node, running or not, to die when it is at a place in the code (`router/src/failpoint.rs`), once; or, with
+    /// `hold` before it, to hold on there until it is told something else.
+    ///
+    /// # Errors
+    /// If the daemon is built without the feature `failpoints`, or the word cannot be written.
+    pub fn tell(&self, id: u32, word: &str) -> Result<()> {
+        let daemon = fs::read(binary("duetd")?)?;
+        let name = b"DUETD_FAILPOINT";
+        let able = daemon.windows(name.len()).any(|bytes| bytes == name);
+        ensure!(able, "duetd cannot die where it is told to: cargo build -p duet-node --features failpoints");
+        let folder = self.node_folder(id);
+        let _ = fs::remove_file(folder.join("failpoint.held"));
+        // In one step: the node may be reading it.
+        fs::write(folder.join("failpoint.new"), word)?;
+        Ok(fs::rename(folder.join("failpoint.new"), folder.join("failpoint"))?)
+    }
+
+    /// Whether a node has come to the place at which it was told to hold on.
+    #[must_use]
+    pub fn holds(&self, id: u32) -> bool {
+        self.node_folder(id).join("failpoint.held").exists()
     }
 
     /// Waits until `/readyz` says so.

@@ -20,6 +20,7 @@ mod leader;
 mod ledger;
 mod link;
 mod port;
+mod switch;
 
 use std::time::Duration;
 
@@ -30,6 +31,7 @@ pub use eventual::{LocalWriters, settled, shown, status_of};
 pub use leader::{converged, leader};
 pub use ledger::{Ledger, Tally, Writers, patiently};
 pub use link::Link;
+pub use switch::{Passage, agreed};
 
 /// How long anything may take on a slow machine before a test gives up.
 pub const PATIENCE: Duration = Duration::from_secs(60);
