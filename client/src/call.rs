@@ -276,6 +276,10 @@ impl<'a> Trip<'a> {
             }
             Err(NotSent::Closed) => {
                 self.shared.pool.lost(&line);
+                // It has grown old and another one has taken its place: nothing is wrong with the node.
+                if self.shared.pool.ready(line.node).is_some() {
+                    self.tried.retain(|t| *t != Target::Node(line.node));
+                }
                 self.next = Some(now);
             }
         }

@@ -236,6 +236,15 @@ impl Client {
         Ok(ClusterStatus { topology: Topology::clone(&topology), nodes })
     }
 
+    /// Uses other certificates of the same client from now on. Connections that are there are made anew as they grow old;
+    /// nothing is lost or waits.
+    ///
+    /// # Errors
+    /// [`ClientError::Configuration`] if they are another client's; everything stays as it was then.
+    pub fn renew(&self, tls: Tls) -> Result<(), ClientError> {
+        self.shared.pool.renew(tls).map_err(|error| ClientError::Configuration { why: error.to_string() })
+    }
+
     /// The settings.
     #[must_use]
     pub fn options(&self) -> &Options {

@@ -109,6 +109,11 @@ impl Line {
         self.connection.is_closed() || self.waiting.with(|slots| slots.ended)
     }
 
+    /// Sends no more requests; the answers to those that were sent still come.
+    pub(crate) fn leave(&self) {
+        self.connection.leave();
+    }
+
     /// Notes that a request has waited too long; the next answer clears it.
     pub(crate) fn suspect(&self) {
         self.waiting.with(|slots| slots.suspect_until = Some(Instant::now() + SUSPECT));

@@ -2,13 +2,16 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, Weak},
     time::Duration,
 };
 
 use duet_proto::{NodeId, NodeInfo};
-use duet_transport::{ConnectError, Connector, Refusal};
-use tokio::{sync::oneshot, time::Instant};
+use duet_transport::{ConnectError, Connector, Refusal, Tls, TlsError};
+use tokio::{
+    sync::{oneshot, watch},
+    time::Instant,
+};
 
 use crate::{
     line::Line,
@@ -157,7 +160,12 @@ impl Pool {
         let expected = if let Target::Node(node) = target { Some(node) } else { None };
         let result = match self.connector.connect(&address, expected).await {
             Ok(connection) => match connection.server().node_id() {
-                Some(node) => Ok(Arc::new(Line::start(connection, node, address))),
+                Some(node) => {
+                    let goodbye = connection.goodbye();
+                    let line = Arc::new(Line::start(connection, node, address));
+                    tokio::spawn(keep_young(Arc::downgrade(&self), Arc::downgrade(&line), goodbye));
+                    Ok(line)
+                }
                 None => Err(NotReached { address, why: "it is no node".into(), refused: true }),
             },
             Err(error) => Err(NotReached { refused: is_refusal(&error), why: error.to_string(), address }),
@@ -165,6 +173,23 @@ impl Pool {
         for waiter in self.with(|book| settle(book, target, &result)) {
             waiter.send(result.clone()).ok();
         }
+    }
+
+    /// Uses other certificates from now on.
+    pub(crate) fn renew(&self, tls: Tls) -> Result<(), TlsError> {
+        self.connector.renew(tls)
+    }
+
+    /// Puts a new connection in the place of one that has grown old, if that is still in use; without a new one, the
+    /// next request makes it.
+    fn replace(&self, old: &Arc<Line>, new: Option<Arc<Line>>) {
+        self.with(|book| {
+            if let Some(entry) = book.get_mut(&Target::Node(old.node))
+                && matches!(&entry.state, State::Ready(mine) if Arc::ptr_eq(mine, old))
+            {
+                entry.state = new.map_or(State::Idle, State::Ready);
+            }
+        });
     }
 
     /// Where a target is thought to be, for messages.
@@ -200,6 +225,25 @@ impl Pool {
             });
             nodes.iter().for_each(|n| locate(book, n.id, &n.address));
         });
+    }
+}
+
+/// Connects anew whenever the node says that a connection has grown old, and leaves the old one only then: no request
+/// comes too late on it, and none waits for a handshake. Holds nobody: the connection ends with the client.
+async fn keep_young(pool: Weak<Pool>, mut line: Weak<Line>, mut goodbye: watch::Receiver<bool>) {
+    while goodbye.wait_for(|said| *said).await.is_ok() {
+        let (Some(pool), Some(old)) = (pool.upgrade(), line.upgrade()) else { return };
+        let fresh = pool.connector.connect(&old.address, Some(old.node)).await.ok().map(|connection| {
+            goodbye = connection.goodbye();
+            Arc::new(Line::start(connection, old.node, old.address.clone()))
+        });
+        line = fresh.as_ref().map(Arc::downgrade).unwrap_or_default();
+        pool.replace(&old, fresh);
+        // What is queued still goes out, and those who wait for answers hold it until they have come.
+        old.leave();
+        if line.strong_count() == 0 {
+            return;
+        }
     }
 }
 
@@ -259,6 +303,7 @@ fn is_refusal(error: &ConnectError) -> bool {
                 | Refusal::NoCertificate
                 | Refusal::UnknownAuthority
                 | Refusal::Expired
+                | Refusal::Revoked
         ),
         _ => false,
     }

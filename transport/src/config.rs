@@ -49,7 +49,8 @@ pub struct Limits {
     pub keep_alive: Duration,
     /// How long a handshake, the greetings included, may take. Default 3 s.
     pub handshake: Duration,
-    /// How old a connection may become: certificates are looked at only when one begins. Default 24 h.
+    /// How old a connection may become: certificates are looked at only when one begins. Others are made in time, and
+    /// nothing is lost by it. Default 50 s.
     pub max_age: Duration,
 }
 
@@ -66,7 +67,7 @@ impl Default for Limits {
             idle: Duration::from_secs(5),
             keep_alive: Duration::from_secs(1),
             handshake: Duration::from_secs(3),
-            max_age: Duration::from_secs(24 * 3600),
+            max_age: Duration::from_secs(50),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::{
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, RwLock},
 };
 
 use bytes::Bytes;
@@ -13,10 +13,13 @@ use duet_proto::{
     limits::{CLIENT_FRAME, INLINE_VALUE},
 };
 use quinn::{ConnectionError, SendStream};
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{
+    sync::{mpsc, watch},
+    time::timeout,
+};
 
 use crate::{
-    Identity, Limits, Network, Refusal, Tls, TlsError, config,
+    Identity, Limits, Network, Refusal, Revoked, Tls, TlsError, config,
     service::{HELLO, send_big},
     tls,
     wire::{FrameReader, Outbox, Refused, write_frame},
@@ -87,7 +90,8 @@ pub struct Connector(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    tls: Tls,
+    tls: RwLock<Tls>,
+    identity: Identity,
     network: Arc<dyn Network>,
     limits: Limits,
     seed: Option<u64>,
@@ -105,19 +109,33 @@ impl Connector {
     /// The same with bounds (idle, keep-alive and handshake times apply here) and a seed for a simulation.
     #[must_use]
     pub fn with(tls: Tls, network: Arc<dyn Network>, limits: Limits, seed: Option<u64>) -> Connector {
-        Connector(Arc::new(Inner { tls, network, limits, seed, endpoints: Mutex::default() }))
+        let identity = tls.identity().clone();
+        Connector(Arc::new(Inner { tls: tls.into(), identity, network, limits, seed, endpoints: Mutex::default() }))
+    }
+
+    /// Connects with other certificates from now on. Connections that are there stay.
+    ///
+    /// # Errors
+    /// [`TlsError::WrongClient`] if they are another client's.
+    pub fn renew(&self, tls: Tls) -> Result<(), TlsError> {
+        if tls.identity() != &self.0.identity {
+            let [expected, found] = [&self.0.identity, tls.identity()].map(ToString::to_string);
+            return Err(TlsError::WrongClient { expected, found });
+        }
+        *self.0.tls.write().unwrap_or_else(PoisonError::into_inner) = tls;
+        Ok(())
     }
 
     /// The identity it connects as.
     #[must_use]
     pub fn identity(&self) -> &Identity {
-        self.0.tls.identity()
+        &self.0.identity
     }
 
     /// The cluster it connects to.
     #[must_use]
     pub fn cluster(&self) -> &ClusterName {
-        &self.0.tls.identity().cluster
+        &self.0.identity.cluster
     }
 
     /// Connects to the node at `address` (`host:port`), which must be `node` if one is given. Returns once both sides
@@ -127,12 +145,13 @@ impl Connector {
     /// [`ConnectError`], that of the last address tried.
     pub async fn connect(&self, address: &str, node: Option<NodeId>) -> Result<Connection, ConnectError> {
         let failed = |source| ConnectError::Address { address: address.to_owned(), source };
-        let mut client = self.0.tls.client(ALPN_CLIENT)?;
+        let tls = self.0.tls.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut client = tls.client(ALPN_CLIENT)?;
         client.transport_config(config::transport(&self.0.limits));
         let mut last = failed(io::Error::from(io::ErrorKind::NotFound));
         for to in self.0.network.resolve(address).await.map_err(failed)? {
             let endpoint = self.0.endpoint(to).map_err(failed)?;
-            let attempt = self.attempt(&endpoint, client.clone(), to, address, node);
+            let attempt = self.attempt(&endpoint, (client.clone(), tls.revoked()), to, address, node);
             match timeout(self.0.limits.handshake, attempt).await {
                 Ok(Ok(connection)) => return Ok(connection),
                 Ok(Err(error)) => last = error,
@@ -147,7 +166,7 @@ impl Connector {
     async fn attempt(
         &self,
         endpoint: &quinn::Endpoint,
-        client: quinn::ClientConfig,
+        (client, revoked): (quinn::ClientConfig, &Revoked),
         to: SocketAddr,
         address: &str,
         node: Option<NodeId>,
@@ -161,9 +180,12 @@ impl Connector {
             .connect_with(client, to, "duet")
             .map_err(|e| ConnectError::Unreachable { address: address.to_owned(), why: e.to_string() })?;
         let connection = Closing(connecting.await.map_err(failed)?);
-        let Some(found) = tls::remote_identity(&connection.0) else {
-            Refusal::NoIdentity.close(&connection.0);
-            return Err(refused(Refusal::NoIdentity));
+        let found = match tls::remote_identity(&connection.0, revoked) {
+            Ok(found) => found,
+            Err(refusal) => {
+                refusal.close(&connection.0);
+                return Err(refused(refusal));
+            }
         };
         if &found.cluster != self.cluster() || found.node_id().is_none_or(|id| node.is_some_and(|n| n != id)) {
             Refusal::WrongNode.close(&connection.0);
@@ -217,8 +239,11 @@ struct Line {
     quic: Closing,
     server: Identity,
     small: Arc<Outbox>,
-    big: mpsc::Sender<Bytes>,
+    /// `None` once we have left.
+    big: Mutex<Option<mpsc::Sender<Bytes>>>,
     answers: Mutex<Option<mpsc::Receiver<Bytes>>>,
+    /// Whether the node has asked us to leave.
+    goodbye: watch::Receiver<bool>,
 }
 
 /// Closes with the last handle.
@@ -246,11 +271,13 @@ impl Connection {
         let (into, answers) = mpsc::channel(ANSWERS);
         let (big, bigs) = mpsc::channel(config::STREAMS as usize);
         let small: Arc<Outbox> = Arc::default();
-        tokio::spawn(write(quic.0.clone(), send, small.clone()));
+        let (say_goodbye, goodbye) = watch::channel(false);
+        tokio::spawn(write(send, small.clone()));
         tokio::spawn(write_big(quic.0.clone(), bigs));
-        tokio::spawn(receive(quic.0.clone(), reader, into.clone(), small.clone()));
+        tokio::spawn(receive(quic.0.clone(), reader, into.clone(), small.clone(), say_goodbye));
         tokio::spawn(receive_big(quic.0.clone(), into));
-        Connection(Arc::new(Line { quic, server, small, big, answers: Some(answers).into() }))
+        let (big, answers) = (Some(big).into(), Some(answers).into());
+        Connection(Arc::new(Line { quic, server, small, big, answers, goodbye }))
     }
 
     /// Queues a frame around `body` and returns; what has gathered is written together.
@@ -259,7 +286,8 @@ impl Connection {
     /// [`NotSent`].
     pub fn send(&self, body: Bytes) -> Result<(), NotSent> {
         if body.len() > INLINE_VALUE {
-            return self.0.big.try_send(body).map_err(|error| match error {
+            let big = self.0.big.lock().unwrap_or_else(PoisonError::into_inner);
+            return big.as_ref().ok_or(NotSent::Closed)?.try_send(body).map_err(|error| match error {
                 mpsc::error::TrySendError::Full(_) => NotSent::Full,
                 mpsc::error::TrySendError::Closed(_) => NotSent::Closed,
             });
@@ -275,6 +303,21 @@ impl Connection {
     #[must_use]
     pub fn incoming(&self) -> Option<mpsc::Receiver<Bytes>> {
         self.0.answers.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// What becomes `true` when the node asks us to leave, because the connection has grown old: it reads on for a third
+    /// of [`Limits::max_age`], enough to connect anew first and to [leave](Connection::leave) then. Its sender is gone
+    /// with the connection.
+    #[must_use]
+    pub fn goodbye(&self) -> watch::Receiver<bool> {
+        self.0.goodbye.clone()
+    }
+
+    /// Sends no more: what is queued still goes out, and answers still come in. Who drops the connection after the last
+    /// of them has lost nothing.
+    pub fn leave(&self) {
+        self.0.big.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.0.small.close();
     }
 
     /// Waits for the end of the connection.
@@ -308,12 +351,12 @@ impl Drop for Line {
     }
 }
 
-async fn write(connection: quinn::Connection, mut send: SendStream, small: Arc<Outbox>) {
+async fn write(mut send: SendStream, small: Arc<Outbox>) {
     send.set_priority(1).ok();
     if !small.pump(0, &mut send, |_| ()).await {
+        // The node reads no more. It still says why, and what it owes comes before that.
         small.close();
         small.clear();
-        Refusal::Done.close(&connection);
     }
 }
 
@@ -330,9 +373,11 @@ async fn receive(
     mut reader: FrameReader,
     into: mpsc::Sender<Bytes>,
     small: Arc<Outbox>,
+    goodbye: watch::Sender<bool>,
 ) {
     let refusal = loop {
         match reader.next().await {
+            Ok(Some(body)) if body.is_empty() => drop(goodbye.send_replace(true)),
             Ok(Some(body)) => {
                 if into.send(body).await.is_err() {
                     break Refusal::Done;

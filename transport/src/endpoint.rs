@@ -15,8 +15,8 @@ use tokio::{
 };
 
 use crate::{
-    ClientConnection, Config, Identity, Peers, Principal, Refusal, Stats, TlsError, config,
-    peers::Wiring,
+    ClientConnection, Config, Identity, Limits, Peers, Principal, Refusal, Stats, Tls, TlsError, config,
+    peers::{Calls, Wiring},
     service::{self, Desk},
     stats::{Counters, add},
     tls,
@@ -71,6 +71,11 @@ pub struct Endpoint {
 struct Door {
     endpoint: quinn::Endpoint,
     me: Identity,
+    limits: Limits,
+    /// What calls are made with; shared with the peers.
+    calls: Arc<Calls>,
+    /// Whether anybody is taken in: certificates that are renewed during the stop do not open the door again.
+    open: std::sync::Mutex<bool>,
     peers: Peers,
     desk: Desk,
     handshakes: Arc<Semaphore>,
@@ -92,19 +97,8 @@ impl Endpoint {
             return Err(StartError::Identity { configured: me, certificate: tls.identity().clone() });
         }
         let node = me.node_id().ok_or_else(|| StartError::NotANode(me.clone()))?;
-        let transport = config::transport(&limits);
-        let mut server = tls.server(&[ALPN_PEER, ALPN_CLIENT])?;
-        let mut tokens = quinn::ValidationTokenConfig::default();
-        tokens.sent(0);
-        server
-            .transport_config(transport.clone())
-            .migration(false)
-            .max_incoming(limits.handshakes)
-            .incoming_buffer_size(EARLY_PACKETS)
-            .incoming_buffer_size_total(EARLY_PACKETS * limits.handshakes as u64)
-            .validation_token_config(tokens);
-        let mut client = tls.client(ALPN_PEER)?;
-        client.transport_config(transport);
+        let server = answering(&tls, &limits)?;
+        let calls = Arc::new(Calls::new(&tls, &limits)?);
         let failed = |source| StartError::Listen { address: listen, source };
         let socket = network.bind(listen).map_err(failed)?;
         let endpoint = quinn::Endpoint::new_with_abstract_socket(
@@ -121,7 +115,7 @@ impl Endpoint {
                 me: node,
                 cluster: me.cluster.clone(),
                 endpoint: endpoint.clone(),
-                client,
+                calls: calls.clone(),
                 network,
                 limits,
                 seed: rng_seed,
@@ -130,6 +124,9 @@ impl Endpoint {
             desk: Desk::new(limits, rng_seed, counters.clone()),
             endpoint,
             me,
+            limits,
+            calls,
+            open: true.into(),
             handshakes: Arc::new(Semaphore::new(limits.handshakes)),
             most_handshakes: limits.handshakes,
             patience: limits.handshake,
@@ -165,8 +162,37 @@ impl Endpoint {
         self.door.counters.read(self.door.peers.connected())
     }
 
+    /// Uses other certificates from now on. Connections stay, but for those of certificates that are on the new list of
+    /// revoked ones: these end now. Every other one is made anew, with the new certificates, before it reaches
+    /// [`Limits::max_age`].
+    ///
+    /// # Errors
+    /// [`StartError`]; then everything stays as it was.
+    pub fn renew(&self, tls: &Tls) -> Result<(), StartError> {
+        let door = &self.door;
+        if tls.identity() != &door.me {
+            return Err(StartError::Identity { configured: door.me.clone(), certificate: tls.identity().clone() });
+        }
+        let server = answering(tls, &door.limits)?;
+        door.calls.renew(tls, &door.limits)?;
+        let open = door.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if *open {
+            door.endpoint.set_server_config(Some(server));
+        }
+        drop(open);
+        for connection in door.peers.connections().into_iter().chain(door.desk.connections()) {
+            if tls::is_revoked(&connection, tls.revoked()) {
+                tracing::warn!(remote = %connection.remote_address(), "its certificate was revoked");
+                door.counters.refused(Refusal::Revoked);
+                Refusal::Revoked.close(&connection);
+            }
+        }
+        Ok(())
+    }
+
     /// Takes in nobody any more; what is connected stays. The first step of a clean stop.
     pub fn stop_accepting(&self) {
+        *self.door.open.lock().unwrap_or_else(PoisonError::into_inner) = false;
         self.door.endpoint.set_server_config(None);
     }
 
@@ -187,6 +213,21 @@ impl Drop for Endpoint {
     fn drop(&mut self) {
         self.close();
     }
+}
+
+/// What calls are answered with.
+fn answering(tls: &Tls, limits: &Limits) -> Result<quinn::ServerConfig, TlsError> {
+    let mut server = tls.server(&[ALPN_PEER, ALPN_CLIENT])?;
+    let mut tokens = quinn::ValidationTokenConfig::default();
+    tokens.sent(0);
+    server
+        .transport_config(config::transport(limits))
+        .migration(false)
+        .max_incoming(limits.handshakes)
+        .incoming_buffer_size(EARLY_PACKETS)
+        .incoming_buffer_size_total(EARLY_PACKETS * limits.handshakes as u64)
+        .validation_token_config(tokens);
+    Ok(server)
 }
 
 async fn listen_on(door: Arc<Door>) {
@@ -231,7 +272,7 @@ async fn greet(door: &Door, incoming: quinn::Incoming) -> Result<(), Refusal> {
 
 /// The checks after TLS: the certificate is of the authority, now who is it?
 async fn enter(door: &Door, connection: &Connection) -> Result<(), Refusal> {
-    let identity = tls::remote_identity(connection).ok_or(Refusal::NoIdentity)?;
+    let identity = tls::remote_identity(connection, &door.calls.revoked())?;
     if identity.cluster != door.me.cluster {
         return Err(Refusal::WrongCluster);
     }

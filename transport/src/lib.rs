@@ -31,6 +31,7 @@ mod net;
 mod peers;
 mod pki;
 mod refusal;
+mod revoked;
 mod service;
 pub mod sim;
 mod stats;
@@ -47,6 +48,7 @@ pub use pki::{CertificateAuthority, Issued, PkiError, Validity};
 /// What a [`Network`] opens.
 pub use quinn::AsyncUdpSocket;
 pub use refusal::Refusal;
+pub use revoked::Revoked;
 pub use service::{ClientConnection, Incoming, ReplySender};
 pub use stats::{LaneStats, Stats};
 pub use tls::{Part, Tls, TlsError};

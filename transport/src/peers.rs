@@ -16,7 +16,7 @@ use std::{
 use bytes::Bytes;
 use duet_proto::{
     ClusterName, NodeId,
-    frame::{self, Hello, VERSION},
+    frame::{self, ALPN_PEER, Hello, VERSION},
     limits::{NODES, PEER_FRAME},
 };
 use quinn::{Connection, ConnectionError};
@@ -29,7 +29,7 @@ use tokio::{
 };
 
 use crate::{
-    Limits, Network, Refusal, config,
+    Limits, Network, Refusal, Revoked, Tls, TlsError, config,
     service::HELLO,
     stats::{Counters, add},
     tls,
@@ -46,8 +46,12 @@ const COURTESY: Duration = Duration::from_millis(60);
 const LASTED: Duration = Duration::from_secs(2);
 /// How long one call may take: short, so that a healed network is noticed soon.
 const CALL: Duration = Duration::from_secs(1);
-/// How long a connection that was replaced may still deliver what is under way.
-const LINGER: Duration = Duration::from_secs(1);
+/// How long a connection that was replaced may still deliver what is under way: a lane's queue, over a slow network.
+const LINGER: Duration = Duration::from_secs(5);
+/// The part of its greatest age after which the side that called makes a new connection.
+const RENEW: f64 = 2.0 / 3.0;
+/// The same for the other side, should the first have missed it.
+const RENEW_LATE: f64 = 5.0 / 6.0;
 
 /// A class of traffic between nodes, with a stream and a queue of its own: what is slow in one does not hold up another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -136,11 +140,44 @@ pub(crate) struct Wiring {
     pub(crate) me: NodeId,
     pub(crate) cluster: ClusterName,
     pub(crate) endpoint: quinn::Endpoint,
-    pub(crate) client: quinn::ClientConfig,
+    pub(crate) calls: Arc<Calls>,
     pub(crate) network: Arc<dyn Network>,
     pub(crate) limits: Limits,
     pub(crate) seed: Option<u64>,
     pub(crate) counters: Arc<Counters>,
+}
+
+/// What peers are called with, and who is not let in: replaced when certificates are.
+#[derive(Debug)]
+pub(crate) struct Calls(Mutex<(quinn::ClientConfig, Revoked)>);
+
+impl Calls {
+    pub(crate) fn new(tls: &Tls, limits: &Limits) -> Result<Calls, TlsError> {
+        Ok(Calls(Mutex::new((Calls::config(tls, limits)?, tls.revoked().clone()))))
+    }
+
+    pub(crate) fn renew(&self, tls: &Tls, limits: &Limits) -> Result<(), TlsError> {
+        *self.lock() = (Calls::config(tls, limits)?, tls.revoked().clone());
+        Ok(())
+    }
+
+    pub(crate) fn revoked(&self) -> Revoked {
+        self.lock().1.clone()
+    }
+
+    fn client(&self) -> quinn::ClientConfig {
+        self.lock().0.clone()
+    }
+
+    fn config(tls: &Tls, limits: &Limits) -> Result<quinn::ClientConfig, TlsError> {
+        let mut client = tls.client(ALPN_PEER)?;
+        client.transport_config(config::transport(limits));
+        Ok(client)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, (quinn::ClientConfig, Revoked)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 type Outlet = mpsc::Receiver<(NodeId, Bytes)>;
@@ -288,6 +325,12 @@ impl Peers {
         self.0.install(node, connection.clone(), false)
     }
 
+    /// Every connection that is in use.
+    pub(crate) fn connections(&self) -> Vec<Connection> {
+        let state = self.0.state();
+        state.peers.values().flat_map(|peer| &peer.links).map(|link| link.connection.clone()).collect()
+    }
+
     /// Lets go of everyone.
     pub(crate) fn stop(&self) {
         let mut state = self.0.state();
@@ -300,7 +343,7 @@ impl Peers {
 enum Standing {
     Gone,
     Down,
-    Up { renew: Option<Instant> },
+    Up { renew: Instant },
 }
 
 impl Inner {
@@ -326,13 +369,15 @@ impl Inner {
                 Refusal::Replaced.close(&old.connection);
             });
         }
-        peer.links.push(Link { serial, connection: connection.clone(), called, since: Instant::now() });
+        let since = Instant::now();
+        peer.links.push(Link { serial, connection: connection.clone(), called, since });
         self.send_on(node, peer);
         drop(state);
         add(&self.wiring.counters.links, 1);
         tracing::info!(peer = %node, remote = %connection.remote_address(), called, "peer connected");
         tokio::spawn(receive(self.clone(), node, connection.clone()));
-        tokio::spawn(watch(self.clone(), node, connection, serial));
+        let ends = since + self.wiring.limits.max_age;
+        tokio::spawn(watch(self.clone(), node, connection, serial, ends));
         Ok(())
     }
 
@@ -364,7 +409,8 @@ impl Inner {
         if let Some(link) = peer.links.last_mut() {
             // Its first writers were turned away; new ones need a serial that was never used.
             link.serial = fresh;
-            tokio::spawn(watch(self.clone(), node, link.connection.clone(), fresh));
+            let ends = link.since + self.wiring.limits.max_age;
+            tokio::spawn(watch(self.clone(), node, link.connection.clone(), fresh, ends));
         }
         self.send_on(node, peer);
         if peer.links.is_empty() && peer.address.is_none() {
@@ -377,9 +423,9 @@ impl Inner {
         let Some(peer) = state.peers.get(&node) else { return Standing::Gone };
         match peer.links.last() {
             None => Standing::Down,
-            // The side that called renews.
             Some(link) => {
-                Standing::Up { renew: link.called.then(|| link.since + self.wiring.limits.max_age.mul_f64(0.9)) }
+                let part = if link.called { RENEW } else { RENEW_LATE };
+                Standing::Up { renew: link.since + self.wiring.limits.max_age.mul_f64(part) }
             }
         }
     }
@@ -389,7 +435,7 @@ impl Inner {
         let addresses = self.wiring.network.resolve(address).await.map_err(|e| format!("{address}: {e}"))?;
         let mut why = format!("{address} has no address");
         for to in addresses {
-            let connecting = match self.wiring.endpoint.connect_with(self.wiring.client.clone(), to, "duet") {
+            let connecting = match self.wiring.endpoint.connect_with(self.wiring.calls.client(), to, "duet") {
                 Ok(connecting) => connecting,
                 Err(error) => {
                     why = error.to_string();
@@ -412,7 +458,7 @@ impl Inner {
         let reason = |e: ConnectionError| Refusal::of(&e).unwrap_or(Refusal::Timeout);
         let connection = connecting.await.map_err(reason)?;
         let greeting = async {
-            let identity = tls::remote_identity(&connection).ok_or(Refusal::NoIdentity)?;
+            let identity = tls::remote_identity(&connection, &self.wiring.calls.revoked())?;
             if identity.cluster != self.wiring.cluster {
                 return Err(Refusal::WrongCluster);
             }
@@ -449,13 +495,10 @@ async fn keep_calling(inner: Arc<Inner>, node: NodeId, address: String, changed:
     loop {
         match inner.standing(node) {
             Standing::Gone => return,
-            Standing::Up { renew } if renew.is_none_or(|at| at > Instant::now()) => {
+            Standing::Up { renew } if renew > Instant::now() => {
                 up_since = up_since.or_else(|| Some(Instant::now()));
                 said.clear();
-                match renew {
-                    Some(at) => tokio::select! { biased; () = changed.notified() => (), () = sleep_until(at) => () },
-                    None => changed.notified().await,
-                }
+                tokio::select! { biased; () = changed.notified() => (), () = sleep_until(renew) => () }
                 continue;
             }
             Standing::Up { .. } => (),
@@ -531,9 +574,20 @@ async fn receive_lane(inner: &Inner, node: NodeId, mut reader: FrameReader) -> R
     Ok(())
 }
 
-/// Waits for the end of a connection.
-async fn watch(inner: Arc<Inner>, node: NodeId, connection: Connection, serial: u64) {
-    let error = connection.closed().await;
+/// Waits for the end of a connection, which comes with its greatest age at the latest: certificates are looked at only
+/// when one begins.
+async fn watch(inner: Arc<Inner>, node: NodeId, connection: Connection, serial: u64, ends: Instant) {
+    let error = tokio::select! {
+        biased;
+        error = connection.closed() => error,
+        () = sleep_until(ends) => {
+            if connection.close_reason().is_none() {
+                inner.wiring.counters.refused(Refusal::Aged);
+                Refusal::Aged.close(&connection);
+            }
+            connection.closed().await
+        }
+    };
     if let Some(refusal) = Refusal::of(&error) {
         inner.wiring.counters.refused(refusal);
     }

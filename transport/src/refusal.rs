@@ -62,6 +62,8 @@ refusals! {
     Timeout = 13, "timeout", "no answer in time";
     /// Another node answered than the one that was called.
     WrongNode = 14, "wrong_node", "another node answered than the one called";
+    /// The certificate is on the list of revoked ones.
+    Revoked = 15, "revoked", "the certificate was revoked";
     /// No certificate was shown.
     NoCertificate = 256, "no_certificate", "no certificate was shown";
     /// The certificate was issued by another authority.

@@ -1,9 +1,10 @@
 //! Clients, as a node sees them: requests in, answers out, over one stream each way and one more for each big frame.
 
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst},
     },
     time::Duration,
@@ -43,8 +44,19 @@ pub(crate) struct Desk {
     slots: Arc<Semaphore>,
     /// One permit for each KiB.
     big: Arc<Semaphore>,
-    random: std::sync::Mutex<ChaCha8Rng>,
+    random: Mutex<ChaCha8Rng>,
     counters: Arc<Counters>,
+    guests: Arc<Guests>,
+}
+
+/// The connections that are served, to find those of a certificate.
+#[derive(Debug, Default)]
+struct Guests(Mutex<BTreeMap<usize, Connection>>);
+
+impl Guests {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<usize, Connection>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Desk {
@@ -55,13 +67,20 @@ impl Desk {
             big: Arc::new(Semaphore::new((limits.big_requests / 1024).max(CLIENT_FRAME / 1024 + 1))),
             random: config::random(seed, u64::MAX).into(),
             counters,
+            guests: Arc::default(),
         }
     }
 
-    /// When a connection that begins now ends. Spread, so that those of one restart do not all end at once.
-    fn end_of_life(&self) -> Instant {
-        let mut random = self.random.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        Instant::now() + self.limits.max_age.mul_f64(random.random_range(0.9..1.0))
+    /// When the client of a connection that begins now is asked to leave it. Spread, so that those of one restart do not
+    /// all leave at once.
+    fn time_to_go(&self, now: Instant) -> Instant {
+        let mut random = self.random.lock().unwrap_or_else(PoisonError::into_inner);
+        now + self.limits.max_age.mul_f64(random.random_range(0.6..0.7))
+    }
+
+    /// Every connection that is served.
+    pub(crate) fn connections(&self) -> Vec<Connection> {
+        self.guests.lock().values().cloned().collect()
     }
 }
 
@@ -74,7 +93,11 @@ pub struct ClientConnection {
     pub remote: SocketAddr,
     reader: FrameReader,
     big: mpsc::Receiver<(Bytes, OwnedSemaphorePermit)>,
+    /// When the client is asked to leave; `None` once it was.
+    goodbye: Option<Instant>,
     ends: Instant,
+    /// The client sends no more on the shared stream; big frames may still be on their way.
+    last_said: bool,
     line: Arc<Line>,
 }
 
@@ -103,6 +126,7 @@ struct Line {
     big: mpsc::UnboundedSender<Bytes>,
     flow: Arc<Flow>,
     counters: Arc<Counters>,
+    guests: Arc<Guests>,
     _slot: OwnedSemaphorePermit,
 }
 
@@ -180,6 +204,7 @@ impl Drop for Line {
     fn drop(&mut self) {
         self.small.close();
         self.counters.clients.fetch_sub(1, Relaxed);
+        self.guests.lock().remove(&self.connection.stable_id());
     }
 }
 
@@ -221,16 +246,36 @@ impl ClientConnection {
             if let Some(body) = self.reader.ready()? {
                 return Ok(Some((body, None)));
             }
+            // Once for each batch of requests: a client that never pauses grows old, too.
+            let Some(wake) = self.age() else { return Ok(None) };
             tokio::select! {
                 biased;
-                body = self.reader.next() => return Ok(body?.map(|body| (body, None))),
+                body = self.reader.next(), if !self.last_said => match body? {
+                    Some(body) => return Ok(Some((body, None))),
+                    None => self.last_said = true,
+                },
                 Some((body, memory)) = self.big.recv() => return Ok(Some((body, Some(memory)))),
-                () = sleep_until(self.ends) => {
-                    self.line.flow.end.store(Refusal::Aged as u32, SeqCst);
-                    return Ok(None);
-                }
+                _ = self.line.connection.closed(), if self.last_said => return Ok(None),
+                () = sleep_until(wake) => (),
             }
         }
+    }
+
+    /// Asks the client to leave when it is time, and ends with `None` when it is over. Otherwise: when to look again.
+    ///
+    /// What the client has sent by the time at which it leaves is still read, so nothing is lost by it.
+    fn age(&mut self) -> Option<Instant> {
+        let now = Instant::now();
+        if now >= self.ends {
+            self.line.flow.end.store(Refusal::Aged as u32, SeqCst);
+            return None;
+        }
+        if self.goodbye.is_some_and(|at| now >= at) {
+            self.goodbye = None;
+            // An empty frame: no message is empty.
+            self.line.small.push(&Bytes::new(), usize::MAX).ok();
+        }
+        Some(self.goodbye.unwrap_or(self.ends))
     }
 }
 
@@ -252,6 +297,7 @@ pub(crate) async fn admit(
     reader.set_limit(CLIENT_FRAME);
     let (big_out, big_answers) = mpsc::unbounded_channel();
     let (big_in, big) = mpsc::channel(1);
+    desk.guests.lock().insert(connection.stable_id(), connection.clone());
     let line = Arc::new(Line {
         connection: connection.clone(),
         limits: desk.limits,
@@ -259,9 +305,11 @@ pub(crate) async fn admit(
         big: big_out,
         flow: Arc::default(),
         counters: desk.counters.clone(),
+        guests: desk.guests.clone(),
         _slot: slot,
     });
     add(&desk.counters.clients, 1);
+    let began = Instant::now();
     tokio::spawn(write(connection.clone(), send, line.small.clone(), big_answers, line.flow.clone()));
     tokio::spawn(collect_big(connection.clone(), desk.big.clone(), big_in, desk.counters.clone()));
     Ok(ClientConnection {
@@ -269,7 +317,9 @@ pub(crate) async fn admit(
         remote: connection.remote_address(),
         reader,
         big,
-        ends: desk.end_of_life(),
+        goodbye: Some(desk.time_to_go(began)),
+        ends: began + desk.limits.max_age,
+        last_said: false,
         line,
     })
 }

@@ -18,7 +18,7 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-use crate::{Identity, InvalidIdentity, pki::unix_now};
+use crate::{Identity, InvalidIdentity, Refusal, Revoked, pki::unix_now, revoked::plain};
 
 /// One of the three things a member of a cluster is equipped with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +29,8 @@ pub enum Part {
     Certificate,
     /// Its private key.
     Key,
+    /// The list of certificates that are not good any more.
+    Revoked,
 }
 
 impl std::fmt::Display for Part {
@@ -37,6 +39,7 @@ impl std::fmt::Display for Part {
             Part::Authority => "CA certificate",
             Part::Certificate => "certificate",
             Part::Key => "private key",
+            Part::Revoked => "list of revoked certificates",
         })
     }
 }
@@ -87,6 +90,17 @@ pub enum TlsError {
     /// The key is another certificate's.
     #[error("the private key is not the certificate's")]
     KeyMismatch,
+    /// The certificate is on the list of revoked ones itself.
+    #[error("the certificate is on the list of revoked ones")]
+    Revoked,
+    /// The certificate is another client's than the one before.
+    #[error("the certificate is for {found}, the one before was for {expected}")]
+    WrongClient {
+        /// Who it was for before.
+        expected: String,
+        /// Who it is for now.
+        found: String,
+    },
     /// The certificate is of another cluster.
     #[error("the certificate is of cluster {found}, expected {expected}")]
     WrongCluster {
@@ -99,11 +113,16 @@ pub enum TlsError {
 
 /// Certificates, checked and ready to use. Cheap to clone.
 #[derive(Clone)]
-pub struct Tls(Arc<Inner>);
+pub struct Tls {
+    inner: Arc<Inner>,
+    revoked: Revoked,
+}
 
 struct Inner {
     identity: Identity,
+    serial: Vec<u8>,
     expires: i64,
+    authority_expires: i64,
     roots: Arc<RootCertStore>,
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
@@ -112,7 +131,7 @@ struct Inner {
 
 impl std::fmt::Debug for Tls {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Tls").field(&self.0.identity.to_string()).finish_non_exhaustive()
+        f.debug_tuple("Tls").field(&self.inner.identity.to_string()).finish_non_exhaustive()
     }
 }
 
@@ -129,7 +148,9 @@ impl Tls {
         Tls::from_pem(&read(Part::Authority, ca)?, &read(Part::Certificate, cert)?, &read(Part::Key, key)?)
     }
 
-    /// Takes the contents of the three files and checks that they hold now and belong together.
+    /// Takes the contents of the three files and checks that they hold now and belong together. There may be several
+    /// authorities, so that one can take the place of another step by step; those that have ended are left out as long
+    /// as there is one that has not.
     ///
     /// # Errors
     /// [`TlsError`] says which part, and what is wrong with it.
@@ -137,11 +158,7 @@ impl Tls {
         let authorities = certificates(Part::Authority, ca)?;
         let chain = certificates(Part::Certificate, cert)?;
         let key = PrivateKeyDer::from_pem_slice(key).map_err(|e| invalid(Part::Key, e))?;
-        let mut roots = RootCertStore::empty();
-        for authority in &authorities {
-            facts_in_time(Part::Authority, authority)?;
-            roots.add(authority.clone()).map_err(|e| invalid(Part::Authority, e))?;
-        }
+        let (roots, ends) = trusted(&authorities)?;
         let facts = facts_in_time(Part::Certificate, &chain[0])?;
         let identity = facts.identity()?;
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -151,23 +168,53 @@ impl Tls {
             return Err(TlsError::KeyMismatch);
         }
         let roots = Arc::new(roots);
-        let verifier = client_verifier(&roots, &provider).map_err(|e| invalid(Part::Authority, e))?;
-        verifier
-            .verify_client_cert(&chain[0], &chain[1..], UnixTime::now())
-            .map_err(|e| TlsError::OtherAuthority { why: e.to_string() })?;
-        Ok(Tls(Arc::new(Inner { identity, expires: facts.until, roots, chain, key, provider })))
+        issued_by(&roots, &chain, &provider)?;
+        // Which of them issued it: trusting that one alone is enough.
+        let issuer = |at: &usize| {
+            let mut alone = RootCertStore::empty();
+            alone.roots.push(roots.roots[*at].clone());
+            issued_by(&Arc::new(alone), &chain, &provider).is_ok()
+        };
+        let authority_expires = (0..roots.len()).filter(issuer).map(|at| ends[at]).max().unwrap_or(facts.until);
+        let (expires, serial) = (facts.until, facts.serial);
+        let inner = Inner { identity, serial, expires, authority_expires, roots, chain, key, provider };
+        Ok(Tls { inner: Arc::new(inner), revoked: Revoked::default() })
+    }
+
+    /// The same certificates, and from now on nobody is let in with those on the list.
+    ///
+    /// # Errors
+    /// [`TlsError::Revoked`] if our own is on it: nobody would let us in.
+    pub fn revoking(mut self, revoked: Revoked) -> Result<Tls, TlsError> {
+        if revoked.holds(&self.inner.serial) {
+            return Err(TlsError::Revoked);
+        }
+        self.revoked = revoked;
+        Ok(self)
+    }
+
+    /// Who is let in no more.
+    #[must_use]
+    pub fn revoked(&self) -> &Revoked {
+        &self.revoked
     }
 
     /// Who the certificate says we are.
     #[must_use]
     pub fn identity(&self) -> &Identity {
-        &self.0.identity
+        &self.inner.identity
     }
 
     /// When the certificate ends, in seconds since the Unix epoch.
     #[must_use]
     pub fn expires(&self) -> i64 {
-        self.0.expires
+        self.inner.expires
+    }
+
+    /// When the authority that issued it ends, in seconds since the Unix epoch.
+    #[must_use]
+    pub fn authority_expires(&self) -> i64 {
+        self.inner.authority_expires
     }
 
     /// Checks that the certificate is of `cluster`.
@@ -175,7 +222,7 @@ impl Tls {
     /// # Errors
     /// [`TlsError::WrongCluster`].
     pub fn expect_cluster(&self, cluster: &ClusterName) -> Result<(), TlsError> {
-        let found = &self.0.identity.cluster;
+        let found = &self.inner.identity.cluster;
         if found == cluster {
             return Ok(());
         }
@@ -183,7 +230,7 @@ impl Tls {
     }
 
     pub(crate) fn server(&self, alpn: &[&[u8]]) -> Result<quinn::ServerConfig, TlsError> {
-        let Inner { roots, chain, key, provider, .. } = &*self.0;
+        let Inner { roots, chain, key, provider, .. } = &*self.inner;
         let verifier = client_verifier(roots, provider).map_err(|e| invalid(Part::Authority, e))?;
         let mut config = rustls::ServerConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(&[&TLS13])
@@ -198,7 +245,7 @@ impl Tls {
     }
 
     pub(crate) fn client(&self, alpn: &[u8]) -> Result<quinn::ClientConfig, TlsError> {
-        let Inner { roots, chain, key, provider, .. } = &*self.0;
+        let Inner { roots, chain, key, provider, .. } = &*self.inner;
         let verifier = AnyNode { roots: roots.clone(), provider: provider.clone() };
         let mut config = rustls::ClientConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(&[&TLS13])
@@ -274,6 +321,8 @@ impl ServerCertVerifier for AnyNode {
 pub(crate) struct Facts {
     pub(crate) from: i64,
     pub(crate) until: i64,
+    /// Without leading zeros.
+    pub(crate) serial: Vec<u8>,
     pub(crate) uris: Vec<String>,
     pub(crate) public_key: Vec<u8>,
 }
@@ -301,15 +350,59 @@ pub(crate) fn read_certificate(der: &CertificateDer<'_>) -> Result<Facts, String
     Ok(Facts {
         from: cert.validity().not_before.timestamp(),
         until: cert.validity().not_after.timestamp(),
+        serial: plain(cert.raw_serial()).to_vec(),
         uris: uris.collect(),
         public_key: cert.public_key().subject_public_key.data.to_vec(),
     })
 }
 
 /// The identity of the other end of a connection whose certificates were verified.
-pub(crate) fn remote_identity(connection: &quinn::Connection) -> Option<Identity> {
+pub(crate) fn remote_identity(connection: &quinn::Connection, revoked: &Revoked) -> Result<Identity, Refusal> {
+    let facts = remote_facts(connection).ok_or(Refusal::NoIdentity)?;
+    if revoked.holds(&facts.serial) {
+        Err(Refusal::Revoked)
+    } else {
+        facts.identity().map_err(|_| Refusal::NoIdentity)
+    }
+}
+
+/// Whether the certificate of the other end is on the list.
+pub(crate) fn is_revoked(connection: &quinn::Connection, revoked: &Revoked) -> bool {
+    remote_facts(connection).is_some_and(|facts| revoked.holds(&facts.serial))
+}
+
+fn remote_facts(connection: &quinn::Connection) -> Option<Facts> {
     let chain = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
-    read_certificate(chain.first()?).ok()?.identity().ok()
+    read_certificate(chain.first()?).ok()
+}
+
+/// The authorities that have not ended, and when each of them will.
+fn trusted(authorities: &[CertificateDer<'static>]) -> Result<(RootCertStore, Vec<i64>), TlsError> {
+    let (mut roots, mut ends, mut ended) = (RootCertStore::empty(), Vec::new(), None);
+    for authority in authorities {
+        match facts_in_time(Part::Authority, authority) {
+            Ok(facts) => {
+                roots.add(authority.clone()).map_err(|e| invalid(Part::Authority, e))?;
+                ends.push(facts.until);
+            }
+            Err(error @ TlsError::NotNow { .. }) => ended = Some(error),
+            Err(error) => return Err(error),
+        }
+    }
+    match ended {
+        Some(error) if roots.is_empty() => Err(error),
+        _ => Ok((roots, ends)),
+    }
+}
+
+fn issued_by(
+    roots: &Arc<RootCertStore>,
+    chain: &[CertificateDer<'_>],
+    provider: &Arc<CryptoProvider>,
+) -> Result<(), TlsError> {
+    let verifier = client_verifier(roots, provider).map_err(|e| invalid(Part::Authority, e))?;
+    let verified = verifier.verify_client_cert(&chain[0], &chain[1..], UnixTime::now());
+    verified.map(drop).map_err(|e| TlsError::OtherAuthority { why: e.to_string() })
 }
 
 fn certificates(part: Part, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
