@@ -1,7 +1,7 @@
 //! `duet ns switch` and `duet ns forget`: a namespace changes its mode, and an operator sees it.
 //!
-//! The cluster switches by itself once it is asked to; nothing here takes part in it. This asks, watches ([`watch`]),
-//! and says what came of it ([`verdict`]) — or beforehand what would ([`plan`]). Watching can end at any time and begin
+//! The cluster switches by itself once it is asked to; nothing here takes part in it. This asks, watches (`watch`),
+//! and says what came of it ([`verdict`]) — or beforehand what would ([`mod@plan`]). Watching can end at any time and begin
 //! again.
 
 pub mod past;
