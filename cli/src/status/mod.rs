@@ -157,9 +157,8 @@ impl Report {
             if let (Some(progress), Some(line)) = (&info.progress, &row.switching) {
                 self.notes.push(format!("namespace {} is being switched to {}: {line}", row.name, progress.to));
             }
-            for Owed { node, epoch } in &row.owed {
-                let name = &row.name;
-                self.notes.push(format!("namespace {name} waits for late writes of epoch {epoch} from node {node}"));
+            for owed in &row.owed {
+                self.notes.push(format!("namespace {}: {}", row.name, owed.line(row.mode)));
             }
         }
     }

@@ -151,7 +151,7 @@ fn a_switch_and_who_is_owed_are_told_and_are_no_problem() {
     report.tell_of(&BTreeMap::from([(NamespaceId(1), info)]));
     let text = report.render();
     assert!(report.healthy && text.contains("· namespace orders is being switched to eventual: ending: "), "{text}");
-    assert!(text.contains("· namespace orders waits for late writes of epoch 1 from node 3"), "{text}");
+    assert!(text.contains("· namespace orders: late writes of epoch 1 are awaited from node 3;"), "{text}");
     let json = serde_json::to_value(&report).unwrap();
     assert_eq!(json["namespaces"][0]["owed"][0]["node"], 3);
 }

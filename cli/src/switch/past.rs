@@ -114,6 +114,16 @@ impl Owed {
     pub(crate) fn of((node, epoch): &(NodeId, duet_proto::Epoch)) -> Owed {
         Owed { node: *node, epoch: epoch.0 }
     }
+
+    /// For people: who, and when that comes to its end in a namespace of this mode.
+    pub(crate) fn line(&self, mode: Mode) -> String {
+        let Owed { node, epoch } = self;
+        let until = match mode {
+            Mode::Strong => "tombstones are kept until then",
+            Mode::Eventual => "they come in when the namespace is strong again, and tombstones are kept until then",
+        };
+        format!("late writes of epoch {epoch} are awaited from node {node}; {until}")
+    }
 }
 
 impl Past {
@@ -188,9 +198,8 @@ pub(crate) fn render(info: &SwitchInfo) -> String {
         let keys = count(base.keys);
         text += &format!("\nepoch {} began with {keys} keys, digest {}\n", info.namespace.epoch, &digest[..8]);
     }
-    for (node, epoch) in &info.owed {
-        text +=
-            &format!("late writes of epoch {epoch} are awaited from node {node}; tombstones are kept until then\n");
+    for owed in info.owed.iter().map(Owed::of) {
+        text += &format!("{}\n", owed.line(info.namespace.mode));
     }
     if info.history.is_empty() {
         return text;

@@ -137,10 +137,8 @@ impl Verdict {
         if !self.left_out.is_empty() {
             text += &format!("left out: {}\n", nodes(&self.left_out));
         }
-        for Owed { node, epoch } in &self.owed {
-            text += &format!(
-                "late writes of epoch {epoch} are awaited from node {node}; if it never returns: duet ns forget {namespace} {node}\n"
-            );
+        for owed in &self.owed {
+            text += &format!("{}. If it never returns: duet ns forget {namespace} {}\n", owed.line(*to), owed.node);
         }
         text.push('\n');
         text += &verify::members_table(&self.members);
@@ -235,7 +233,7 @@ mod tests {
             "orders is strong now (epoch 4); it was eventual (epoch 3)",
             "writes were stopped 2 times",
             "left out: node 3",
-            "late writes of epoch 3 are awaited from node 3; if it never returns: duet ns forget orders 3",
+            "tombstones are kept until then. If it never returns: duet ns forget orders 3",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }
