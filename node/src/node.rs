@@ -281,6 +281,7 @@ impl Node {
             status: &status,
             strong: &inner.strong.metrics(),
             eventual: &inner.eventual.metrics(),
+            switches: &inner.router.metrics(),
             gossip: &inner.eventual.alive(),
             transport: &inner.endpoint.stats(),
         })

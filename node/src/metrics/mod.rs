@@ -22,6 +22,7 @@ use duet_proto::{
     GroupRole, Mode, NamespaceInfo, NamespaceName, NamespaceStatus, NodeId, NodeStatus, QuorumHealth, Request,
     Response,
 };
+use duet_router::Metrics as SwitchMetrics;
 use duet_transport::{Lane, Stats};
 use prometheus_client::{
     encoding::{EncodeLabelSet, text},
@@ -109,6 +110,7 @@ pub(crate) struct Seen<'a> {
     pub(crate) late: &'a [(NamespaceName, u64)],
     pub(crate) strong: &'a StrongMetrics,
     pub(crate) eventual: &'a EventualMetrics,
+    pub(crate) switches: &'a SwitchMetrics,
     pub(crate) gossip: &'a BTreeMap<NodeId, NodeWord>,
     pub(crate) transport: &'a Stats,
 }
@@ -502,6 +504,7 @@ mod tests {
             late: &[(NamespaceName::new("orders").unwrap(), 5)],
             strong: &StrongMetrics::default(),
             eventual: &EventualMetrics { writes: 9, spaces: 1, ..EventualMetrics::default() },
+            switches: &SwitchMetrics::default(),
             gossip: &BTreeMap::from([(NodeId(3), word), (NodeId(4), NodeWord::default())]),
             transport: &Stats::default(),
         };

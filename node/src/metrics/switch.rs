@@ -1,15 +1,15 @@
 //! Modes and switches: what an operator watches while a namespace changes, and what should not be.
 
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use duet_proto::{Mode, Phase};
 use prometheus_client::{
     encoding::EncodeLabelSet,
-    metrics::{family::Family, gauge::Gauge},
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
 
-use super::{Replica, Seen, add};
+use super::{Event, Replica, Seen, add};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct InMode {
@@ -25,18 +25,27 @@ pub(super) struct Switches {
     fenced: Family<Replica, Gauge>,
     unexpected: Family<Replica, Gauge>,
     late: Family<Replica, Gauge<u64, AtomicU64>>,
+    events: Family<Event, Counter>,
+    held_seconds: Counter<f64, AtomicU64>,
+    held_longest: Gauge<f64, AtomicU64>,
 }
 
 impl Switches {
     pub(super) fn new(r: &mut Registry) -> Switches {
         let unexpected = "1 if the catalog has another mode than this node's configuration expects";
         let late = "Late writes that wait on this node until they can be brought in";
+        let events = "What has happened on this node in switches of modes";
+        let held = "How long writes waited here for a change of their namespace, all together";
+        let longest = "How long the one did that waited the longest";
         Switches {
             mode: add(r, "namespace_mode", "1 for the mode that the replica is in", Family::default()),
             switching: add(r, "namespace_switching", "1 while the mode is being switched", Family::default()),
             fenced: add(r, "namespace_fenced", "1 while the replica takes no writes for a switch", Family::default()),
             unexpected: add(r, "namespace_mode_unexpected", unexpected, Family::default()),
             late: add(r, "late_writes_waiting", late, Family::default()),
+            events: add(r, "switch_events", events, Family::default()),
+            held_seconds: add(r, "switch_held_writes_seconds", held, Counter::default()),
+            held_longest: add(r, "switch_held_longest_seconds", longest, Gauge::default()),
         }
     }
 
@@ -59,6 +68,20 @@ impl Switches {
             let other = seen.catalog.iter().any(|info| info.name == *name && info.mode != *expected);
             self.unexpected.get_or_create(&Replica { namespace: name.to_string() }).set(other.into());
         }
+        let switches = seen.switches;
+        for (event, count) in [
+            ("steps", switches.steps),
+            ("completed", switches.completed),
+            ("given_up", switches.given_up),
+            ("writes_held", switches.held),
+            ("late_brought", switches.late_brought),
+            ("late_refused", switches.late_refused),
+        ] {
+            self.events.get_or_create(&Event { event }).inner().store(count, Ordering::Relaxed);
+        }
+        let seconds = |ms: u64| ms as f64 / 1e3;
+        self.held_seconds.inner().store(seconds(switches.held_ms).to_bits(), Ordering::Relaxed);
+        self.held_longest.set(seconds(switches.held_longest_ms));
         for (name, waiting) in seen.late {
             self.late.get_or_create(&Replica { namespace: name.to_string() }).set(*waiting);
         }
@@ -72,6 +95,7 @@ mod tests {
     use duet_engine_eventual::Metrics as EventualMetrics;
     use duet_engine_strong::Metrics as StrongMetrics;
     use duet_proto::{Epoch, NamespaceId, NamespaceInfo, NodeStatus};
+    use duet_router::Metrics as SwitchMetrics;
     use duet_transport::Stats;
     use prometheus_client::encoding::text;
 
@@ -109,6 +133,7 @@ mod tests {
             hlc_drift_ms: 0,
             catalog: &[info("carts", Mode::Eventual), info("orders", Mode::Strong)],
             late: &[],
+            switches: &SwitchMetrics { held: 3, held_ms: 250, ..SwitchMetrics::default() },
             status: &status,
             strong: &StrongMetrics::default(),
             eventual: &EventualMetrics::default(),
@@ -117,8 +142,11 @@ mod tests {
         });
         let mut out = String::new();
         text::encode(&mut out, &registry).unwrap();
-        for (name, marked) in [("carts", 1), ("orders", 0), ("nowhere", 0)] {
-            let line = format!("duet_namespace_mode_unexpected{{namespace=\"{name}\"}} {marked}");
+        let marks = [("carts", 1), ("orders", 0), ("nowhere", 0)]
+            .map(|(name, marked)| format!("duet_namespace_mode_unexpected{{namespace=\"{name}\"}} {marked}"));
+        let held =
+            ["duet_switch_events_total{event=\"writes_held\"} 3", "duet_switch_held_writes_seconds_total 0.25"];
+        for line in marks.into_iter().chain(held.map(str::to_owned)) {
             assert!(out.lines().any(|l| l == line), "{line} is not in\n{out}");
         }
     }
