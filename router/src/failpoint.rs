@@ -25,9 +25,12 @@ fn obey(file: &std::path::Path, place: &str) {
     if word() == hold {
         // Whoever waits for it is told that it is here.
         let _ = std::fs::write(file.with_extension("held"), place);
-        while word() == hold {
-            std::thread::sleep(std::time::Duration::from_millis(5));
-        }
+        // Everything else goes on.
+        tokio::task::block_in_place(|| {
+            while word() == hold {
+                std::thread::sleep(std::time::Duration::from_millis(5));
+            }
+        });
     }
 }
 

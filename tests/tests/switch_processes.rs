@@ -3,13 +3,16 @@
 
 #![allow(clippy::print_stdout, reason = "what a run measured belongs to its output")]
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
 use duet_client::{Client, Mode, Namespace, NewNamespace};
-use duet_proto::Consistency;
+use duet_proto::{Consistency, Role};
 use duet_tests::process::{
-    Cluster, Layout, Ledger, Link, PATIENCE, Passage, Writers, agreed, leader, patiently, settled,
+    Cluster, Layout, Ledger, Link, LocalWriters, PATIENCE, Passage, Writers, agreed, leader, patiently, settled,
 };
 
 /// The namespace of every test here.
@@ -125,7 +128,12 @@ async fn cut_off_in_each_phase() -> Result<()> {
     Cluster::with(link.layout(), async |cluster| {
         let (client, namespace) = open(cluster, 2).await?;
         let ledger = Ledger::new();
-        let writers = Writers::start(&namespace, &ledger, 4);
+        let mut members = BTreeMap::new();
+        for id in cluster.ids() {
+            members.insert(id, (cluster.address(id)?, cluster.client_tls("writer", Role::Client)?));
+        }
+        // Some keep to the node that is cut off: the others are to go on.
+        let writers = LocalWriters::start(&members, NAMESPACE, &ledger, 2);
         let phases = [
             (Mode::Strong, "switch.gathering"),
             (Mode::Eventual, "switch.seal_proposed"),
