@@ -116,7 +116,7 @@ impl Inner {
     }
 
     /// The entry of a namespace: from the view, or, where that is behind the request, after it has caught up with the
-    /// catalog.
+    /// catalog. If even then there is no epoch so late, the client speaks of another namespace, which had this name.
     async fn find(
         &self,
         request: &DataRequest,
@@ -135,11 +135,6 @@ impl Inner {
             let view = self.view();
             match view.namespace(&request.namespace).map(|entry| entry.record.clone()) {
                 Some(record) if record.epoch >= epoch => return Ok((view, record)),
-                Some(_) if fresh => {
-                    // The name may stand for another namespace than the one that the client has seen.
-                    let why = format!("it has no epoch {epoch} yet; if it was created anew, look it up again");
-                    return Err(changing(&request.namespace, &why));
-                }
                 _ => {}
             }
         }
