@@ -124,8 +124,12 @@ impl Load {
         self
     }
 
+    fn tasks(&self) -> MutexGuard<'_, JoinSet<Result<(), Failure>>> {
+        self.0.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn spawn(&self, task: impl Future<Output = Result<(), Failure>> + Send + 'static) {
-        self.0.tasks.lock().unwrap_or_else(PoisonError::into_inner).spawn(task);
+        self.tasks().spawn(task);
     }
 
     /// Begins nothing more.
@@ -139,7 +143,7 @@ impl Load {
     /// If a task was told of an error that no client should see.
     pub(super) async fn stop(&self) -> Result<Tally, Failure> {
         self.halt();
-        let mut tasks = std::mem::take(&mut *self.0.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut tasks = std::mem::take(&mut *self.tasks());
         while let Some(task) = tasks.join_next().await {
             task.map_err(|e| Failure::failed(e.to_string()))??;
         }
@@ -175,10 +179,13 @@ impl Load {
     /// Waits for so many more acknowledged writes.
     ///
     /// # Errors
-    /// If they take too long.
+    /// If they take too long, or a task has failed.
     pub(super) async fn progress(&self, more: u64) -> Result<(), Failure> {
         let (until, deadline) = (self.acknowledged() + more, Instant::now() + PATIENCE);
         while self.acknowledged() < until {
+            if let Some(ended) = self.tasks().try_join_next() {
+                ended.map_err(|e| Failure::failed(e.to_string()))??;
+            }
             if Instant::now() > deadline {
                 return Err(Failure::failed(format!("writes do not go on within {} s", PATIENCE.as_secs())));
             }

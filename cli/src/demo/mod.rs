@@ -1,4 +1,14 @@
 //! `duet demo`: everything at once, for a person to watch. Any promise that is not kept makes it fail.
+//!
+//! ```text
+//! strong     real data, a leader that is killed
+//! eventual   a partition, both sides of which write
+//! switch     both namespaces change their mode under load, there and back, with nodes killed
+//!            load      clients, and a ledger of what they were told: the strong part has one, too
+//!            watch     one switch, from the command to its end
+//!            timeline  the load around it, drawn
+//!            verdict   the ledger against what is there
+//! ```
 
 mod eventual;
 mod load;

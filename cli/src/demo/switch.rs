@@ -12,7 +12,7 @@ use super::{
     detail, eventual,
     load::{Known, Load},
     step, strong,
-    verdict::{self, Verdict},
+    verdict::Verdict,
     watch::{self, Watched, command},
 };
 use crate::{args::Globals, cluster, failure::Failure, output::count, playground::Playground};
@@ -24,8 +24,8 @@ const READERS: usize = 2;
 const LAST_WORDS: u32 = 8;
 /// Acknowledged writes that make a loss hurt, if there was one.
 const ENOUGH: u64 = 200;
-/// How long a task waits for an answer. What a dead node was asked it will never hear of, and no other may be asked the
-/// same: where an epoch is eventual, a write would run twice.
+/// How long a task waits for an answer. What was under way to a node as it died is never answered, and in an eventual
+/// epoch nobody else may be asked: the write might run twice.
 const PATIENT: Duration = Duration::from_secs(1);
 /// How long the load runs before something is done to it, and how long a switch is let wait.
 const A_WHILE: Duration = Duration::from_millis(600);
@@ -60,8 +60,8 @@ pub(super) async fn show(
     let (unicode, carts) = load(&clients, before).await?;
     let mut show = Show { client, clients, unicode, carts, last_words: Vec::new(), switches: Vec::new() };
     show.change_places().await?;
-    let dead = show.change_back(nodes).await?;
-    show.two_copies(nodes, dead).await?;
+    show.change_back(nodes).await?;
+    show.two_copies(nodes).await?;
 
     step(13, "The verdict");
     let Show { unicode, carts, last_words, switches, .. } = show;
@@ -72,8 +72,7 @@ pub(super) async fn show(
     let live = before.carts.values().filter(|(_, value)| value.is_some()).count() as u64;
     detail(&format!("{} records of step 9 are as they were, and nothing deleted is back", count(live)));
     detail("");
-    verdict::summary(&switches);
-    verdict.tell()
+    verdict.tell(&switches)
 }
 
 /// A client beside each node.
@@ -131,7 +130,7 @@ impl Show<'_> {
     }
 
     /// Back again, with a node killed in between.
-    async fn change_back(&mut self, nodes: &mut Playground) -> Result<NodeId, Failure> {
+    async fn change_back(&mut self, nodes: &mut Playground) -> Result<(), Failure> {
         step(11, "A node dies, and both change back");
         let dead = self.bystander().await?;
         self.kill(nodes, dead, strong::NAMESPACE).await?;
@@ -145,7 +144,7 @@ impl Show<'_> {
         let unicode = watch::switch(self.client, strong::NAMESPACE, Mode::Strong, &self.unicode);
         let (unicode, ()) = tokio::try_join!(unicode, self.waiting(nodes, dead))?;
         self.draw(unicode).await;
-        Ok(dead)
+        Ok(())
     }
 
     /// Where one copy is enough for a client to be answered, it may be the dead node's.
@@ -159,11 +158,12 @@ impl Show<'_> {
     }
 
     /// With two copies, whatever was acknowledged is on one of the others, too.
-    async fn two_copies(&mut self, nodes: &mut Playground, dead: NodeId) -> Result<(), Failure> {
+    async fn two_copies(&mut self, nodes: &mut Playground) -> Result<(), Failure> {
         step(12, "With two copies of every write, no node is needed");
         typed(&format!("duet ns set-copies {} 2", eventual::NAMESPACE));
         self.client.admin().set_copies(eventual::NAMESPACE, 2).await?;
         watch::stable(self.client, eventual::NAMESPACE).await?;
+        let dead = self.bystander().await?;
         self.kill(nodes, dead, eventual::NAMESPACE).await?;
 
         typed(&command(eventual::NAMESPACE, Mode::Strong));

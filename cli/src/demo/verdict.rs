@@ -9,7 +9,7 @@ use super::{
     PATIENCE, detail,
     load::{Found, Load, Tally},
     print,
-    watch::Watched,
+    watch::{Stall, Watched},
 };
 use crate::{
     cluster,
@@ -55,7 +55,8 @@ impl Verdict {
     ///
     /// # Errors
     /// If a promise was not kept.
-    pub(super) fn tell(&self) -> Result<(), Failure> {
+    pub(super) fn tell(&self, switches: &[Watched]) -> Result<(), Failure> {
+        summary(switches);
         let Verdict { tally, found } = self;
         let row = |what: &str, number: u64, more: &str| {
             detail(format!("{what:<20}{:>10}   {more}", count(number)).trim_end());
@@ -71,6 +72,13 @@ impl Verdict {
         row("outcome unknown", tally.unknown, unknown);
         row("errors", tally.errors.values().sum(), &codes.join(", "));
         row("reads", tally.reads, &format!("{} of them wrong", tally.wrong));
+        let longest =
+            |stall: fn(&Watched) -> Stall| switches.iter().map(|s| stall(s).longest).max().unwrap_or_default();
+        detail(&format!(
+            "longest stall       {:>10}   of writes; of reads {}",
+            ms(longest(Watched::writes)),
+            ms(longest(Watched::reads))
+        ));
         found.check()?;
         if found.writes() != tally.acknowledged {
             return Err(Failure::failed("the ledger and the acknowledged writes differ"));
@@ -83,8 +91,7 @@ impl Verdict {
 }
 
 /// What each switch cost those who were writing and reading.
-pub(super) fn summary(switches: &[Watched]) {
-    let ms = |time: Duration| format!("{} ms", count(time.as_millis() as u64));
+fn summary(switches: &[Watched]) {
     let rows = switches.iter().map(|switch| {
         let (writes, reads) = (switch.writes(), switch.reads());
         vec![
@@ -99,6 +106,10 @@ pub(super) fn summary(switches: &[Watched]) {
     });
     let headers = ["   SWITCH", "TO", ">TOOK", ">NO WRITE FOR", ">SLOWEST WRITE", ">NO READ FOR", ">SLOWEST READ"];
     print(&table(&headers, rows));
+}
+
+fn ms(time: Duration) -> String {
+    format!("{} ms", count(time.as_millis() as u64))
 }
 
 /// Waits until nothing is amiss, and all members of each namespace hold the same.

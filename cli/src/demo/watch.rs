@@ -32,7 +32,6 @@ pub(super) struct Watched {
 /// What a stall was like: how long nobody got an answer, and how long the unluckiest waited.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Stall {
-    began: Micros,
     pub(super) longest: Duration,
     pub(super) slowest: Duration,
 }
@@ -162,9 +161,15 @@ impl Watched {
         self.rows(whole);
         if !whole.fine() {
             detail("");
-            detail("the same, around its longest stall of writes");
-            self.rows(Window::near(writes.began + micros(writes.longest) / 2));
+            detail("the same, around the moment when writes stopped");
+            self.rows(Window::near((self.micros(self.stopped()) + end) / 2));
         }
+    }
+
+    /// When the last attempt began to stop writes, as far as it was seen.
+    fn stopped(&self) -> Instant {
+        let stops = |step: &SwitchStep| matches!(step, SwitchStep::Sealing | SwitchStep::Ending);
+        self.steps.iter().rev().find(|(_, step)| stops(step)).map_or(self.done, |(at, _)| *at)
     }
 
     fn rows(&self, window: Window) {
@@ -193,10 +198,10 @@ impl Watched {
     fn stall(&self, answers: &[Answer]) -> Stall {
         let times: Vec<Micros> = answers.iter().map(|answer| self.micros(answer.at)).collect();
         let until = self.done + BLAME;
-        let (began, longest) = timeline::longest_gap(&times, 0, self.micros(until.min(Instant::now())));
+        let longest = timeline::longest_gap(&times, 0, self.micros(until.min(Instant::now())));
         let met = answers.iter().filter(|answer| answer.at >= self.asked && answer.at - answer.took <= until);
         let slowest = met.map(|answer| answer.took).max().unwrap_or_default();
-        Stall { began, longest: Duration::from_micros(longest.max(0) as u64), slowest }
+        Stall { longest: Duration::from_micros(longest.max(0) as u64), slowest }
     }
 
     fn micros(&self, at: Instant) -> Micros {
