@@ -13,9 +13,10 @@ BIN := $(CARGO_TARGET_DIR)/debug
 SEEDS ?= 200
 FROM ?= 0
 DIR ?= $(CURDIR)/.playground
+BENCH ?= $(CARGO_TARGET_DIR)/bench
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build release demo playground test check fix run-tests sim model figures soak clean-playground
+.PHONY: help deps build release demo playground test check fix run-tests sim model figures bench-switch soak clean-playground
 
 help: ## lists the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -68,6 +69,9 @@ soak: deps ## long forms of what CI runs briefly: both simulations, the model of
 
 figures: build ## measures what the README claims (several minutes)
 	DUET_BIN_DIR=$(BIN) cargo run -p duet-tests --all-features --bin figures
+
+bench-switch: build ## for how long clients wait at a switch, by size and divergence: BENCH=folder, SHORT=1 for a quick look
+	DUET_BIN_DIR=$(BIN) cargo run -p duet-tests --all-features --bin bench-switch -- $(BENCH) $(if $(SHORT),short)
 
 clean-playground: ## removes the playground's directory
 	rm -rf $(DIR)
