@@ -8,7 +8,7 @@ use duet_store::{
     Committer, Store, StoreError, SystemClock,
     rocks::{RocksOptions, RocksStore},
 };
-use duet_transport::{Tls, TlsError, Udp};
+use duet_transport::{Revoked, Tls, TlsError, Udp};
 use tokio::{
     net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},
@@ -21,6 +21,7 @@ use crate::{
     config::{ConfigError, Resolved, TlsFiles},
     http,
     log::Level,
+    rotate::{self, Rotation},
     systemd,
 };
 
@@ -100,9 +101,13 @@ pub enum CertificateError {
 /// # Errors
 /// If they are not.
 pub fn certificates(config: &Resolved) -> Result<Tls, CertificateError> {
-    let TlsFiles { ca, cert, key } = &config.tls;
+    let TlsFiles { ca, cert, key, revoked } = &config.tls;
     let tls = Tls::load(ca, cert, key)
         .and_then(|tls| tls.expect_cluster(&config.cluster).map(|()| tls))
+        .and_then(|tls| match revoked {
+            Some(path) => tls.revoking(Revoked::load(path)?),
+            None => Ok(tls),
+        })
         .map_err(|source| CertificateError::Tls { ca: ca.clone(), cert: cert.clone(), source })?;
     let identity = tls.identity();
     if identity.node_id() != Some(config.node) {
@@ -168,6 +173,7 @@ async fn serve(config: Resolved, again: &Reload, opened: &mut Option<Arc<dyn Sto
         }
         None => None,
     };
+    let starting = systemd::Starting::begin();
     let store = open_store(&config)?;
     *opened = Some(store.clone());
     let committer = Committer::start_thread(store.clone())?;
@@ -182,6 +188,7 @@ async fn serve(config: Resolved, again: &Reload, opened: &mut Option<Arc<dyn Sto
         planted: None,
     };
     let stop = config.timing.stop;
+    let mut rotation = Rotation::new(config.clone());
     let node = Node::start(config, parts).await?;
     let (stop_http, http_stopped) = oneshot::channel::<()>();
     if let Some(listener) = http {
@@ -189,9 +196,10 @@ async fn serve(config: Resolved, again: &Reload, opened: &mut Option<Arc<dyn Sto
             let _ = http_stopped.await;
         }));
     }
+    drop(starting);
     systemd::ready();
-    let ended = supervise(&node, &mut signals, again).await;
-    systemd::stopping();
+    let ended = supervise(&node, &mut signals, again, &mut rotation).await;
+    systemd::stopping(stop + CLOSE);
     drop(stop_http);
     if let Err(why) = ended {
         node.kill();
@@ -216,46 +224,62 @@ fn open_store(config: &Resolved) -> Result<Arc<dyn Store>, Failure> {
 }
 
 /// Until a signal asks for a stop (`Ok`) or the node fails.
-async fn supervise(node: &Node, signals: &mut Signals, again: &Reload) -> Result<(), String> {
+async fn supervise(
+    node: &Node,
+    signals: &mut Signals,
+    again: &Reload,
+    rotation: &mut Rotation,
+) -> Result<(), String> {
     let period = systemd::watchdog();
     let mut next = Instant::now();
     let mut told = String::new();
+    let mut look = Instant::now();
     loop {
         tokio::select! {
             stop = signals.next() => {
                 if stop {
                     return Ok(());
                 }
-                reload(again);
+                reload(again, node, rotation);
+                systemd::status(&node.in_words().await);
             }
             why = node.failed() => return Err(why),
             () = sleep_until(next) => {
                 let ready = node.ready();
                 // Closely while there is something to wait for.
-                let look = Duration::from_millis(if ready.is_ok() { 1000 } else { 100 });
-                next = Instant::now() + period.unwrap_or(look).min(look);
+                let pause = Duration::from_millis(if ready.is_ok() { 1000 } else { 100 });
+                next = Instant::now() + period.unwrap_or(pause).min(pause);
                 if period.is_some() && node.healthy().is_ok() {
                     systemd::alive();
                 }
                 let state = ready.map_or_else(|why| why, |()| "ready".into());
-                if state != told {
+                let changed = state != told;
+                if changed {
                     tracing::info!(state, "state");
-                    systemd::status(&state);
                     told = state;
+                }
+                let due = look <= Instant::now();
+                if due {
+                    rotation.look(node);
+                    look = Instant::now() + rotate::LOOK;
+                }
+                if changed || due {
+                    systemd::status(&node.in_words().await);
                 }
             }
         }
     }
 }
 
-/// The configuration is read again. The log's level takes effect; everything else needs a restart, and is only
-/// checked, so that the restart will not be a surprise.
-fn reload(again: &Reload) {
-    let checked = (again.read)().map_err(|e| e.to_string());
-    match checked.and_then(|config| certificates(&config).map(|_| config).map_err(|e| e.to_string())) {
+/// The configuration is read again. The log's level and the certificates take effect; everything else needs a restart,
+/// and is only checked, so that the restart will not be a surprise.
+fn reload(again: &Reload, node: &Node, rotation: &mut Rotation) {
+    match (again.read)().map_err(|e| e.to_string()) {
         Ok(config) => {
             again.level.set(&config.log.level);
-            tracing::info!(directives = config.log.level, "reloaded the log's level; other keys need a restart");
+            let directives = &config.log.level;
+            tracing::info!(directives, "reloaded the log's level; other keys but the certificates' need a restart");
+            rotation.reload(config, node);
         }
         Err(error) => tracing::error!(error, "the configuration is not valid any more; nothing was changed"),
     }

@@ -18,17 +18,20 @@
 //! What this crate leaves out: what a request means (`router` and the engines), what a byte on the wire or on disk
 //! means (`transport`, `proto`, `store`), and every decision about consistency.
 
+mod certificates;
 pub mod config;
 pub mod daemon;
 mod http;
 pub mod log;
 mod metrics;
 mod node;
+mod rotate;
 mod scrub;
 mod serve;
 mod settings;
 pub mod systemd;
 mod wiring;
+mod words;
 
 pub use node::{Node, Parts, StartError};
 #[cfg(feature = "planted")]

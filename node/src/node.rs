@@ -26,6 +26,7 @@ use tokio::{
 };
 
 use crate::{
+    certificates::Certificates,
     config::Resolved,
     daemon::VERSION,
     metrics::{Durable, Metrics, Seen},
@@ -89,6 +90,7 @@ struct Inner {
     eventual: EventualHandle,
     router: Router,
     metrics: Metrics,
+    certificates: Certificates,
     stopping: AtomicBool,
     failure: OnceLock<String>,
     /// Told with the first failure.
@@ -117,6 +119,7 @@ impl Node {
         let settings = settings.plant(parts.planted);
         let clock = HybridClock::open(store.clone(), wall, config.timing.clock_drift_ms)?;
         let disk = DiskGuard::new(store.clone(), config.disk.reserve_bytes);
+        let certificates = Certificates::new(&tls, clock.clone());
         let endpoint = Endpoint::start(settings::endpoint(&config, tls, seed, network))?;
         let (link, strong_pumps) = wiring::strong(endpoint.peers());
         let (strong, strong_driver) = StrongEngine::start(
@@ -145,6 +148,7 @@ impl Node {
         );
         let mut metrics = Metrics::new(VERSION, config.node.0, config.cluster.as_str());
         metrics.collect(Durable { store: store.clone(), committer: committer.clone() });
+        metrics.collect(certificates.clone());
         let node = Node {
             inner: Arc::new(Inner {
                 started: Instant::now(),
@@ -158,6 +162,7 @@ impl Node {
                 eventual,
                 router,
                 metrics,
+                certificates,
                 stopping: AtomicBool::new(false),
                 failure: OnceLock::new(),
                 watchers: Mutex::default(),
@@ -252,7 +257,23 @@ impl Node {
             connected: inner.endpoint.peers().connected(),
             namespaces: inner.router.status().await,
             expected: inner.config.expect.iter().map(|(name, mode)| (name.clone(), *mode)).collect(),
+            certificates: inner.certificates.status(),
         }
+    }
+
+    /// Uses other certificates from now on, without a restart and without an end of what is under way.
+    ///
+    /// # Errors
+    /// If they are not this node's; everything stays as it was then.
+    pub fn renew(&self, tls: &Tls) -> Result<(), duet_transport::StartError> {
+        self.inner.endpoint.renew(tls)?;
+        self.inner.certificates.renewed(tls);
+        Ok(())
+    }
+
+    /// The certificates in use.
+    pub(crate) fn certificates(&self) -> &Certificates {
+        &self.inner.certificates
     }
 
     /// Late writes of each namespace that wait on this node's disk; where there are very many, so many at least.

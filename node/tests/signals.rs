@@ -8,11 +8,11 @@ use std::{collections::BTreeSet, fs, os::unix::net::UnixDatagram};
 
 use common::{PATIENCE, Site};
 
-/// Receives notifications until `wanted` has come; returns all that came.
+/// Receives notifications until one has come that begins with `wanted`; returns all that came.
 fn until(socket: &UnixDatagram, wanted: &str) -> BTreeSet<String> {
-    let mut seen = BTreeSet::new();
+    let mut seen: BTreeSet<String> = BTreeSet::new();
     let mut buffer = [0; 4096];
-    while !seen.contains(wanted) {
+    while !seen.iter().any(|line| line.starts_with(wanted)) {
         let length = socket.recv(&mut buffer).unwrap_or_else(|e| panic!("{wanted} did not come ({e}), but {seen:?}"));
         seen.extend(String::from_utf8_lossy(&buffer[..length]).lines().map(str::to_owned));
     }
@@ -27,11 +27,14 @@ fn systemd_is_told_of_start_life_and_stop() {
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
     let variables = [("NOTIFY_SOCKET", path.to_str().unwrap()), ("WATCHDOG_USEC", "200000")];
     let daemon = site.start_with(1, &[], &variables);
-    until(&socket, "READY=1");
-    until(&socket, "STATUS=ready");
+    let start = until(&socket, "READY=1");
+    assert!(start.contains("STATUS=starting: opening the store"), "{start:?}");
+    assert!(start.contains("EXTEND_TIMEOUT_USEC=30000000"), "{start:?}");
+    until(&socket, "STATUS=ready; 0 strong (leads 0) and 0 eventual namespaces; 0 of 0 peers connected; the node's");
     until(&socket, "WATCHDOG=1");
     let stopped = std::thread::spawn(move || daemon.stop());
-    until(&socket, "STOPPING=1");
+    let stop = until(&socket, "STOPPING=1");
+    assert!(stop.contains("EXTEND_TIMEOUT_USEC=32000000"), "{stop:?}");
     assert_eq!(stopped.join().unwrap(), Some(0));
 }
 

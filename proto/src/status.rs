@@ -27,6 +27,21 @@ pub struct NodeStatus {
     pub namespaces: Vec<NamespaceStatus>,
     /// The modes that its configuration expects namespaces to have.
     pub expected: Vec<(NamespaceName, Mode)>,
+    /// Its certificates.
+    pub certificates: CertificateStatus,
+}
+
+/// The certificates that a node uses now.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateStatus {
+    /// When its own ends, in seconds since the Unix epoch.
+    pub expires: i64,
+    /// When that of the authority that issued it ends, in seconds since the Unix epoch.
+    pub authority_expires: i64,
+    /// How many certificates it lets in no more, because they are on its list of revoked ones.
+    pub revoked: u64,
+    /// Why those in its files now are not the ones that it uses, if they are not.
+    pub fault: Option<String>,
 }
 
 /// One replica of a namespace.

@@ -64,6 +64,7 @@ fn cluster_where_node_3_expects(
             connected: vec![],
             namespaces: vec![replica],
             expected: vec![],
+            certificates: Default::default(),
         });
         (node.id, status.ok_or_else(|| "timed out".to_owned()))
     });

@@ -414,6 +414,7 @@ mod tests {
                 connected: vec![],
                 namespaces: vec![replica],
                 expected: vec![],
+                certificates: Default::default(),
             });
             (NodeId(node), status.ok_or_else(|| "timed out".to_owned()))
         };

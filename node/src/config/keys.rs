@@ -92,6 +92,13 @@ pub(super) const KEYS: &[Key] = &[
     key("tls.cert", Kind::Text, None, "PEM file: this node's certificate"),
     key("tls.key", Kind::Text, None, "PEM file: the private key of `tls.cert`"),
     key(
+        "tls.revoked",
+        Kind::Text,
+        None,
+        "Certificates that nobody is let in with: a file with a serial number in hexadecimal on each line, or the \
+         certificates themselves in PEM; without it, none. This and the three above are read again when they change",
+    ),
+    key(
         "founders",
         Kind::Founders,
         None,
@@ -173,9 +180,10 @@ pub(super) const KEYS: &[Key] = &[
     key("timing.request_ms", number("ms", 100, 3_600_000), Some("60000"), "Longest time a request may ask to wait"),
     key(
         "timing.connection_age_s",
-        number("s", 10, 31_536_000),
-        Some("86400"),
-        "Age at which connections are renewed, so that new certificates take effect",
+        number("s", 5, 31_536_000),
+        Some("50"),
+        "Age that no connection exceeds: it is made anew before, and certificates are looked at again. With the 10 s in \
+         which changed files are noticed, 50 shuts out within a minute whoever is trusted no more",
     ),
     key(
         "timing.scrub_s",

@@ -115,6 +115,8 @@ pub struct TlsFiles {
     pub cert: PathBuf,
     /// Its private key.
     pub key: PathBuf,
+    /// The list of revoked certificates, if there is one.
+    pub revoked: Option<PathBuf>,
 }
 
 /// What clients may ask for.
@@ -163,7 +165,7 @@ pub struct Timing {
     pub token_wait: Duration,
     /// Longest time a request may ask to wait.
     pub request: Duration,
-    /// Age at which connections are renewed.
+    /// Age that no connection exceeds.
     pub connection_age: Duration,
     /// How often every record of an eventual namespace is read; `None`: never.
     pub scrub: Option<Duration>,
@@ -240,7 +242,12 @@ impl Resolved {
             advertise,
             data_dir: path("data_dir")?,
             http: read.checked("http", http_address)?,
-            tls: TlsFiles { ca: path("tls.ca")?, cert: path("tls.cert")?, key: path("tls.key")? },
+            tls: TlsFiles {
+                ca: path("tls.ca")?,
+                cert: path("tls.cert")?,
+                key: path("tls.key")?,
+                revoked: layers.get("tls.revoked").map(|_| path("tls.revoked")).transpose()?,
+            },
             founders,
             expect: read.expect(),
             limits: read.limits(),
@@ -450,6 +457,9 @@ value_bytes = 2_000_000
         assert_eq!(config.data_dir, Path::new("/etc/duet/data"), "relative to the file");
         assert_eq!(config.tls.ca, Path::new("/other.pem"));
         assert_eq!(config.tls.cert, Path::new("/etc/duet/node.pem"));
+        assert_eq!(config.tls.revoked, None);
+        let revoked = resolve(FILE, &["--tls-revoked", "revoked"]).unwrap().tls.revoked;
+        assert_eq!(revoked.as_deref(), Some(Path::new("/etc/duet/revoked")));
         assert_eq!(config.limits.value_bytes, 2_000_000);
         assert_eq!(config.timing.tick, Duration::from_millis(20));
         assert_eq!(config.timing.election_ticks, 12);

@@ -464,6 +464,7 @@ mod tests {
             connected: vec![NodeId(1)],
             namespaces,
             expected: Vec::new(),
+            certificates: Default::default(),
         }
     }
 

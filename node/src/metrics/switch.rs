@@ -127,6 +127,7 @@ mod tests {
             connected: vec![],
             namespaces: vec![],
             expected: expected.to_vec(),
+            certificates: Default::default(),
         };
         switches.refresh(&Seen {
             ready: true,

@@ -59,6 +59,23 @@ impl Site {
         fs::write(self.dir.path().join(format!("{file}.key")), issued.key).unwrap();
     }
 
+    /// Makes a new authority, which issues from now on; `ca.pem` stays. Returns the certificate of the one before.
+    pub fn change_authority(&mut self) -> String {
+        let authority = CertificateAuthority::generate(&self.cluster, Validity::days(100)).unwrap();
+        std::mem::replace(&mut self.authority, authority).cert().to_owned()
+    }
+
+    /// The certificate of the authority that issues now.
+    pub fn authority(&self) -> &str {
+        self.authority.cert()
+    }
+
+    /// A certificate for a client, where [`Site::tls`] finds it.
+    pub fn client(&mut self, name: &str) {
+        let identity = Identity::client(self.cluster.clone(), name, Role::Client).unwrap();
+        self.issue(name, &identity, Validity::days(10));
+    }
+
     /// Puts a certificate for `subject` of `cluster` where `node` looks for its own.
     pub fn certify(&mut self, node: u32, cluster: &ClusterName, subject: u32, validity: Validity) {
         self.issue(&format!("node{node}"), &Identity::node(cluster.clone(), NodeId(subject)), validity);
@@ -238,6 +255,8 @@ fn duetd(config: &Path, flags: &[&str]) -> Command {
             command.env_remove(name);
         }
     }
+    // What speaks to a node directly, without the client library, does not leave an old connection for a new one.
+    command.env("DUETD_TIMING_CONNECTION_AGE_S", "3600");
     command
 }
 

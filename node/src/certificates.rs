@@ -1,0 +1,146 @@
+//! The certificates that a node uses: when they end, and what is wrong with those that were to replace them.
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use duet_proto::CertificateStatus;
+use duet_store::HybridClock;
+use duet_transport::Tls;
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric},
+    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
+    registry::Unit,
+};
+
+const DAY: i64 = 86_400;
+/// How long before their end certificates are warned of.
+const WARN: i64 = 30 * DAY;
+
+/// What is told of a node's certificates. A clone is the same.
+#[derive(Clone)]
+pub(crate) struct Certificates {
+    state: Arc<Mutex<State>>,
+    clock: Arc<HybridClock>,
+}
+
+#[derive(Default)]
+struct State {
+    status: CertificateStatus,
+    renewed: u64,
+    refused: u64,
+}
+
+impl fmt::Debug for Certificates {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Certificates")
+    }
+}
+
+impl Certificates {
+    pub(crate) fn new(tls: &Tls, clock: Arc<HybridClock>) -> Certificates {
+        let state = State { status: status(tls), ..State::default() };
+        Certificates { state: Arc::new(state.into()), clock }
+    }
+
+    /// Others are in use now.
+    pub(crate) fn renewed(&self, tls: &Tls) {
+        let mut state = self.lock();
+        state.status = status(tls);
+        state.renewed += 1;
+    }
+
+    /// Others were there, and are not used.
+    pub(crate) fn refused(&self, why: String) {
+        let mut state = self.lock();
+        state.status.fault = Some(why);
+        state.refused += 1;
+    }
+
+    pub(crate) fn status(&self) -> CertificateStatus {
+        self.lock().status.clone()
+    }
+
+    /// What a person should be warned of: an end that is near, or past.
+    pub(crate) fn warnings(&self) -> Vec<String> {
+        let status = self.status();
+        self.ends(&status)
+            .into_iter()
+            .filter(|(_, left)| *left < WARN)
+            .map(|(what, left)| ending(what, left))
+            .collect()
+    }
+
+    /// What ends, and in how many seconds.
+    fn ends(&self, status: &CertificateStatus) -> [(&'static str, i64); 2] {
+        let now = i64::try_from(self.clock.wall_ms() / 1000).unwrap_or(i64::MAX);
+        [("node", status.expires - now), ("authority", status.authority_expires - now)]
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn status(tls: &Tls) -> CertificateStatus {
+    CertificateStatus {
+        expires: tls.expires(),
+        authority_expires: tls.authority_expires(),
+        revoked: tls.revoked().len() as u64,
+        fault: None,
+    }
+}
+
+fn ending(what: &str, left: i64) -> String {
+    match left {
+        ..0 => format!("the {what}'s certificate has ended"),
+        0..DAY => format!("the {what}'s certificate ends in {} hours", left / 3600),
+        _ => format!("the {what}'s certificate ends in {} days", left / DAY),
+    }
+}
+
+impl Collector for Certificates {
+    fn encode(&self, mut out: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let (status, renewed, refused) = {
+            let state = self.lock();
+            (state.status.clone(), state.renewed, state.refused)
+        };
+        let help = "Time until the certificate ends; below zero once it has";
+        let mut family =
+            out.encode_descriptor("certificate_expires", help, Some(&Unit::Seconds), MetricType::Gauge)?;
+        for (certificate, left) in self.ends(&status) {
+            ConstGauge::new(left).encode(family.encode_family(&[("certificate", certificate)])?)?;
+        }
+        let help = "Certificates that were read while the node ran, by what came of it";
+        let mut family = out.encode_descriptor("certificate_renewals", help, None, MetricType::Counter)?;
+        for (outcome, count) in [("used", renewed), ("refused", refused)] {
+            ConstCounter::new(count).encode(family.encode_family(&[("outcome", outcome)])?)?;
+        }
+        for (name, help, value) in [
+            (
+                "certificate_fault",
+                "1 while the files hold certificates that cannot be used in place of those in use",
+                u64::from(status.fault.is_some()),
+            ),
+            ("certificates_revoked", "Certificates on the list of revoked ones", status.revoked),
+        ] {
+            let gauge = ConstGauge::new(value);
+            gauge.encode(out.encode_descriptor(name, help, None, gauge.metric_type())?)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_is_told_in_words() {
+        assert_eq!(ending("node", 12 * DAY + 5), "the node's certificate ends in 12 days");
+        assert_eq!(ending("node", DAY - 1), "the node's certificate ends in 23 hours");
+        assert_eq!(ending("authority", -1), "the authority's certificate has ended");
+    }
+}
