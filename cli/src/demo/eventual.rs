@@ -166,10 +166,19 @@ async fn refused(namespace: &Namespace) -> Result<(), Failure> {
     }
 }
 
+/// The namespace's line of a report, once whoever is asked has heard of it.
 async fn row(client: &Client) -> Result<NamespaceRow, Failure> {
-    let report = cluster::report(client).await?;
-    let row = report.namespaces.into_iter().find(|n| n.name == NAMESPACE);
-    row.ok_or_else(|| Failure::failed(format!("the cluster does not know of {NAMESPACE}")))
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let report = cluster::report(client).await?;
+        if let Some(row) = report.namespaces.into_iter().find(|n| n.name == NAMESPACE) {
+            return Ok(row);
+        }
+        if Instant::now() > deadline {
+            return Err(Failure::failed(format!("the cluster does not know of {NAMESPACE}")));
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
 }
 
 /// Waits until all members hold the same.
