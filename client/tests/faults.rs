@@ -259,3 +259,24 @@ async fn settings_are_checked() {
         assert!(matches!(bad.connect().await, Err(ClientError::Configuration { .. })));
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn old_connections_are_left_without_a_lost_request() {
+    let mut node = usual();
+    let mut fake = Fake::new(3, move |id, request| match node(id, request) {
+        // Long enough that some are under way whenever a connection is left.
+        Act::Answer(answer) => Act::Late(Duration::from_millis(300), answer),
+        other => other,
+    });
+    let orders = fake.orders().await;
+    let mut writes = tokio::task::JoinSet::new();
+    for n in 0..4000 {
+        let orders = orders.clone();
+        writes.spawn(async move { orders.put(format!("{n}"), "v").await.map(drop) });
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    while let Some(written) = writes.join_next().await {
+        written.unwrap().unwrap();
+    }
+    assert_eq!(fake.asked(), [1; 4000], "none was asked twice, so none was lost, and the leader was never passed by");
+}
