@@ -27,6 +27,9 @@ const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 usage, 3 unreachable, 
                           5 unhealthy or no quorum, 6 timed out or outcome unknown.\n\
                           `duet playground` starts a cluster on this machine to try things on.";
 
+const TOP_KEYS: &str = "Keys: q quits, s sorts namespaces by name, lag, writes or keys, r reverses that, / filters them, \
+                        arrows scroll.";
+
 /// How to reach a cluster, and how to answer.
 #[derive(Clone, Debug, Args)]
 pub struct Globals {
@@ -89,6 +92,8 @@ pub enum Command {
     Node(Node),
     /// The state of every node and every replica; exit code 5 if something is unhealthy
     Status,
+    /// The same as a live screen: nodes, namespaces, rates, switches, problems
+    Top(Top),
     /// Measure a cluster: closed loop, latency percentiles
     Bench(Bench),
     /// Certificates: make an authority, issue certificates
@@ -289,6 +294,18 @@ pub struct Export {
     /// Strong namespaces: accept what the answering member has applied, possibly old
     #[arg(long)]
     pub local: bool,
+}
+
+#[derive(Clone, Copy, Debug, Args)]
+#[allow(missing_docs)]
+#[command(after_help = TOP_KEYS)]
+pub struct Top {
+    /// Print one frame and end; exit code 5 if something is unhealthy
+    #[arg(long)]
+    pub once: bool,
+    /// How long to wait before the cluster is looked at again
+    #[arg(long, default_value = "2s", value_parser = duration, value_name = "TIME")]
+    pub interval: Duration,
 }
 
 /// What a benchmark does.

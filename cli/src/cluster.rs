@@ -219,7 +219,7 @@ pub(crate) async fn status(client: &Client, printer: Printer) -> Result<Exit, Fa
 }
 
 /// What the catalog tells of namespaces that are being switched or were before. A client that may not ask does without.
-async fn switches(client: &Client, report: &Report) -> BTreeMap<NamespaceId, SwitchInfo> {
+pub(crate) async fn switches(client: &Client, report: &Report) -> BTreeMap<NamespaceId, SwitchInfo> {
     let admin = client.admin();
     let told = report.namespaces.iter().filter(|row| row.phase == Phase::Switching || row.epoch > 1);
     let ask = told.map(|row| {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! arguments ─ args ─▶ verbs ─ duet-client ─▶ cluster        files, text    import and export, binary-safe
-//!                       │                                   status         what nodes say, side by side
+//!                       │                                   status, top    what nodes say, side by side; live
 //!                       ▼                                   playground     real nodes on this machine, links between
 //!                                                           switch, verify a change of mode, asked for, watched, judged
 //!             output: a table or one JSON document          pki            certificates      them that can be cut
@@ -27,6 +27,7 @@ pub mod run;
 pub mod status;
 pub mod switch;
 pub mod text;
+mod top;
 mod transfer;
 pub mod verbs;
 pub mod verify;

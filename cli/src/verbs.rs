@@ -19,7 +19,7 @@ use crate::{
     failure::{Exit, Failure, about},
     output::{Printer, say},
     text::{Text, escape},
-    transfer,
+    top, transfer,
 };
 
 /// Connects and does what was asked.
@@ -29,6 +29,9 @@ use crate::{
 pub async fn run(command: Command, globals: &Globals, printer: Printer) -> Result<Exit, Failure> {
     if let Command::Demo(options) = command {
         return demo::run(&options, globals).await;
+    }
+    if let Command::Top(options) = &command {
+        top::fits(options, printer)?;
     }
     let client = connect(globals).await?;
     let done = match command {
@@ -43,6 +46,7 @@ pub async fn run(command: Command, globals: &Globals, printer: Printer) -> Resul
         Command::Ns(verb) => return cluster::namespaces(&client, verb, printer).await,
         Command::Node(verb) => cluster::nodes(&client, verb, printer).await,
         Command::Status => return cluster::status(&client, printer).await,
+        Command::Top(verb) => return top::run(&client, &verb, printer).await,
         Command::Bench(verb) => bench::run(&client, &verb, printer).await,
         // The caller has done these.
         Command::Pki(_) | Command::Playground(_) | Command::Demo(_) => Ok(()),

@@ -26,7 +26,7 @@ pub(crate) fn replica(node: u32, applied: u64, digest: u128) -> NamespaceStatus 
     }
 }
 
-pub(super) fn cluster(mode: Mode, replicas: [Option<NamespaceStatus>; 3]) -> Report {
+pub(crate) fn cluster(mode: Mode, replicas: [Option<NamespaceStatus>; 3]) -> Report {
     cluster_where_node_3_expects(&[], mode, replicas)
 }
 

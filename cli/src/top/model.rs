@@ -1,0 +1,256 @@
+//! What the screen shows, worked out of what the cluster says now and said a moment ago. No terminal, no clock.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use duet_proto::{Mode, NodeId, Phase, QuorumHealth};
+use serde::Serialize;
+
+use crate::status::{MemberRow, NamespaceRow, NodeRow, Report};
+
+/// What the cluster said, and when.
+#[derive(Clone, Debug)]
+pub(super) struct Sample {
+    /// Since some moment before the first one.
+    pub(super) at: Duration,
+    pub(super) report: Report,
+}
+
+/// Everything that is shown.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(super) struct Screen {
+    pub(super) cluster: String,
+    pub(super) nodes: Vec<NodeLine>,
+    pub(super) namespaces: Vec<NamespaceLine>,
+    /// Switches under way, and late writes that are awaited.
+    pub(super) notes: Vec<String>,
+    pub(super) problems: Vec<String>,
+}
+
+/// A node. What is `None` is not known, because it did not answer.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(super) struct NodeLine {
+    pub(super) id: NodeId,
+    pub(super) address: String,
+    pub(super) reachable: bool,
+    pub(super) disk_full: bool,
+    pub(super) version: Option<String>,
+    pub(super) uptime_ms: Option<u64>,
+    pub(super) disk_free: Option<u64>,
+    /// Other nodes that it has a connection with, and how many there are.
+    pub(super) connected: usize,
+    pub(super) others: usize,
+    /// Namespaces that it leads.
+    pub(super) leads: usize,
+}
+
+/// A namespace.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(super) struct NamespaceLine {
+    pub(super) name: String,
+    pub(super) mode: Mode,
+    pub(super) epoch: u32,
+    pub(super) phase: Phase,
+    pub(super) leader: Option<NodeId>,
+    pub(super) quorum: QuorumHealth,
+    /// Whether a member is at odds with the others, or its clock is out of line.
+    pub(super) alarmed: bool,
+    /// Members that answer and hold a replica, and how many there are.
+    pub(super) present: usize,
+    pub(super) members: usize,
+    /// Of the member that has the most.
+    pub(super) keys: Option<u64>,
+    /// Of the member that is behind the furthest.
+    pub(super) lag: Option<Lag>,
+    /// Between the two samples; `None` where they cannot be compared.
+    pub(super) writes_per_second: Option<f64>,
+}
+
+/// How far behind a member is, in what its mode measures that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Lag {
+    /// Committed entries that are not applied.
+    Entries(u64),
+    /// Age of the oldest write that is not known to be everywhere, in milliseconds.
+    Ms(u64),
+}
+
+impl Lag {
+    /// The number alone, for sorting.
+    pub(super) fn number(self) -> u64 {
+        match self {
+            Lag::Entries(number) | Lag::Ms(number) => number,
+        }
+    }
+}
+
+impl Screen {
+    /// What to show of `now`, with rates since `before`.
+    pub(super) fn new(before: Option<&Sample>, now: &Sample) -> Screen {
+        let report = &now.report;
+        let earlier: BTreeMap<u64, &NamespaceRow> =
+            before.iter().flat_map(|sample| &sample.report.namespaces).map(|row| (row.id, row)).collect();
+        let elapsed = before.map_or(Duration::ZERO, |sample| now.at.saturating_sub(sample.at));
+        let namespaces = report
+            .namespaces
+            .iter()
+            .map(|row| {
+                let writes = earlier.get(&row.id).and_then(|earlier| writes(earlier, row));
+                let per_second = writes.filter(|_| !elapsed.is_zero()).map(|n| n as f64 / elapsed.as_secs_f64());
+                namespace(row, per_second)
+            })
+            .collect();
+        let unexplained = report.namespaces.iter().filter(|r| r.phase == Phase::Switching && r.switching.is_none());
+        let mut notes = report.notes.clone();
+        // A client that is no admin is not told how far it is.
+        notes.extend(unexplained.map(|row| format!("namespace {} is being switched", row.name)));
+        Screen {
+            cluster: report.cluster.clone(),
+            nodes: report.nodes.iter().map(|row| node(row, report)).collect(),
+            namespaces,
+            notes,
+            problems: report.problems.clone(),
+        }
+    }
+}
+
+fn node(row: &NodeRow, report: &Report) -> NodeLine {
+    NodeLine {
+        id: row.id,
+        address: row.address.clone(),
+        reachable: row.reachable,
+        disk_full: row.disk_full == Some(true),
+        version: row.version.clone(),
+        uptime_ms: row.uptime_ms,
+        disk_free: row.disk_free,
+        connected: row.connected.len(),
+        others: report.nodes.len().saturating_sub(1),
+        leads: report.namespaces.iter().filter(|namespace| namespace.leader == Some(row.id)).count(),
+    }
+}
+
+fn namespace(row: &NamespaceRow, writes_per_second: Option<f64>) -> NamespaceLine {
+    let replicas = || row.members.iter().filter_map(|member| member.replica.as_ref());
+    let lag = replicas().filter_map(|replica| match row.mode {
+        Mode::Strong => Some(Lag::Entries(replica.lag)),
+        Mode::Eventual => replica.eventual.as_ref().map(|eventual| Lag::Ms(eventual.lag_ms)),
+    });
+    NamespaceLine {
+        name: row.name.clone(),
+        mode: row.mode,
+        epoch: row.epoch,
+        phase: row.phase,
+        leader: row.leader,
+        quorum: row.quorum,
+        alarmed: row.alarmed(),
+        present: replicas().count(),
+        members: row.members.len(),
+        keys: replicas().map(|replica| replica.keys).max(),
+        lag: lag.max(),
+        writes_per_second,
+    }
+}
+
+/// Writes between two looks at a namespace. In strong mode what its log has grown by, in eventual mode what its members
+/// have taken themselves. An epoch counts anew, so does a node that has started anew: nothing can be said then.
+fn writes(before: &NamespaceRow, now: &NamespaceRow) -> Option<u64> {
+    if (before.epoch, before.mode) != (now.epoch, now.mode) {
+        return None;
+    }
+    if now.mode == Mode::Strong {
+        return committed(now)?.checked_sub(committed(before)?);
+    }
+    let earlier: BTreeMap<NodeId, u64> = before.members.iter().filter_map(taken).collect();
+    let grown = now.members.iter().filter_map(taken).filter_map(|(node, n)| n.checked_sub(*earlier.get(&node)?));
+    grown.fold(None, |sum: Option<u64>, n| Some(sum.unwrap_or(0) + n))
+}
+
+/// How long the log is, as far as anybody says.
+fn committed(row: &NamespaceRow) -> Option<u64> {
+    row.members.iter().filter_map(|member| member.replica.as_ref()).map(|r| r.committed.max(r.applied)).max()
+}
+
+/// Writes that a member of an eventual namespace has taken: those that are known to be everywhere, and the others.
+fn taken(member: &MemberRow) -> Option<(NodeId, u64)> {
+    let eventual = member.replica.as_ref()?.eventual.as_ref()?;
+    Some((member.node, eventual.convergence.writes + eventual.lag_writes))
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use duet_proto::{EventualStatus, GroupRole, NamespaceStatus};
+
+    use super::*;
+    use crate::status::tests::{cluster, replica};
+
+    pub(crate) fn strong(applied: [Option<u64>; 3]) -> Report {
+        let [one, two, three] = applied;
+        let of = |node, applied: Option<u64>| applied.map(|applied| replica(node, applied, applied.into()));
+        cluster(Mode::Strong, [of(1, one), of(2, two), of(3, three)])
+    }
+
+    fn eventual(counts: [Option<(u64, u64)>; 3]) -> Report {
+        let mut node = 0;
+        let replicas = counts.map(|counts| {
+            node += 1;
+            let (everywhere, lag_writes) = counts?;
+            let mut converged_ms = [0; 16];
+            converged_ms[0] = everywhere;
+            let status = EventualStatus { lag_ms: 40, lag_writes, converged_ms, ..EventualStatus::default() };
+            let (mode, role) = (Mode::Eventual, GroupRole::Member);
+            Some(NamespaceStatus { mode, role, eventual: Some(status), ..replica(node, 0, 5) })
+        });
+        cluster(Mode::Eventual, replicas)
+    }
+
+    fn at(seconds: u64, report: Report) -> Sample {
+        Sample { at: Duration::from_secs(seconds), report }
+    }
+
+    fn rate(before: &Sample, now: &Sample) -> Option<f64> {
+        Screen::new(Some(before), now).namespaces[0].writes_per_second
+    }
+
+    #[test]
+    fn rates_are_what_has_grown_between_two_looks() {
+        let before = at(1, strong([Some(100), Some(90), None]));
+        assert_eq!(Screen::new(None, &before).namespaces[0].writes_per_second, None);
+        assert_eq!(rate(&before, &at(3, strong([Some(160), Some(160), Some(1)]))), Some(30.0));
+        assert_eq!(rate(&before, &before), None, "no time has passed");
+        // The longest log is down and the others do not know of its end: nothing is made up.
+        assert_eq!(rate(&before, &at(3, strong([None, Some(95), None]))), None);
+        let mut another = at(3, strong([Some(160), None, None]));
+        another.report.namespaces[0].epoch = 2;
+        assert_eq!(rate(&before, &another), None, "another epoch counts anew");
+    }
+
+    #[test]
+    fn members_of_an_eventual_namespace_are_counted_together() {
+        let before = at(0, eventual([Some((10, 5)), Some((7, 0)), None]));
+        // The second has started anew; the third was not there.
+        let now = at(10, eventual([Some((35, 0)), Some((1, 0)), Some((900, 0))]));
+        assert_eq!(rate(&before, &now), Some(2.0));
+        assert_eq!(rate(&before, &at(9, eventual([None, None, Some((1, 1))]))), None);
+        assert_eq!(Screen::new(None, &now).namespaces[0].lag, Some(Lag::Ms(40)));
+    }
+
+    #[test]
+    fn what_is_down_is_counted_as_down() {
+        let screen = Screen::new(None, &at(0, strong([Some(9), Some(7), None])));
+        let [up, _, down] = &screen.nodes[..] else { panic!("three nodes") };
+        assert!(up.reachable && up.leads == 1 && up.others == 2);
+        assert!(!down.reachable && down.uptime_ms.is_none() && down.disk_free.is_none());
+        let orders = &screen.namespaces[0];
+        assert_eq!((orders.present, orders.members, orders.lag), (2, 3, Some(Lag::Entries(2))));
+        assert!(screen.problems[0].starts_with("node 3 at host:3 is unreachable"), "{:?}", screen.problems);
+    }
+
+    #[test]
+    fn a_switch_is_noted_for_those_who_are_not_told_more() {
+        let mut sample = at(0, strong([Some(1), Some(1), Some(1)]));
+        sample.report.namespaces[0].phase = Phase::Switching;
+        assert_eq!(Screen::new(None, &sample).notes, ["namespace orders is being switched"]);
+        sample.report.namespaces[0].switching = Some("gathering".into());
+        assert!(Screen::new(None, &sample).notes.is_empty());
+    }
+}

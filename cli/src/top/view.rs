@@ -1,0 +1,182 @@
+//! How somebody wants to see it: the order, the filter, how far it is scrolled; and the keys that change that.
+
+use std::cmp::Ordering;
+
+use ratatui::termion::event::Key;
+
+use super::model::{Lag, NamespaceLine};
+
+/// What namespaces are sorted by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Sort {
+    /// From a to z.
+    #[default]
+    Name,
+    /// The furthest behind first. Entries and milliseconds are taken for the same: neither is worse.
+    Lag,
+    /// The busiest first.
+    Writes,
+    /// The largest first.
+    Keys,
+}
+
+impl Sort {
+    /// The word for it.
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Sort::Name => "name",
+            Sort::Lag => "lag",
+            Sort::Writes => "writes",
+            Sort::Keys => "keys",
+        }
+    }
+
+    fn next(self) -> Sort {
+        match self {
+            Sort::Name => Sort::Lag,
+            Sort::Lag => Sort::Writes,
+            Sort::Writes => Sort::Keys,
+            Sort::Keys => Sort::Name,
+        }
+    }
+
+    fn compare(self, a: &NamespaceLine, b: &NamespaceLine) -> Ordering {
+        let lag = |line: &NamespaceLine| line.lag.map(Lag::number);
+        let writes = |line: &NamespaceLine| line.writes_per_second.unwrap_or(-1.0);
+        match self {
+            Sort::Name => Ordering::Equal,
+            Sort::Lag => lag(b).cmp(&lag(a)),
+            Sort::Writes => writes(b).total_cmp(&writes(a)),
+            Sort::Keys => b.keys.cmp(&a.keys),
+        }
+    }
+}
+
+/// What a key asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Then {
+    /// Show it as it is now.
+    Draw,
+    /// End.
+    Quit,
+}
+
+/// How somebody wants to see it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct View {
+    pub(super) sort: Sort,
+    pub(super) reversed: bool,
+    /// Namespaces whose names hold this.
+    pub(super) filter: String,
+    /// Whether keys go into the filter.
+    pub(super) typing: bool,
+    /// Namespaces that are scrolled away; drawing keeps some in sight.
+    pub(super) scrolled: usize,
+}
+
+impl View {
+    /// Does what a key says.
+    pub(super) fn key(&mut self, key: Key) -> Then {
+        match key {
+            Key::Ctrl('c') => return Then::Quit,
+            Key::Char('\n') | Key::Esc if self.typing => {
+                self.typing = false;
+                if key == Key::Esc {
+                    self.filter.clear();
+                }
+            }
+            Key::Backspace if self.typing => drop(self.filter.pop()),
+            Key::Char(c) if self.typing => {
+                self.filter.push(c);
+                self.scrolled = 0;
+            }
+            Key::Char('q') => return Then::Quit,
+            Key::Char('/') => self.typing = true,
+            Key::Char('s') => self.sort = self.sort.next(),
+            Key::Char('r') => self.reversed = !self.reversed,
+            Key::Char('j') | Key::Down => self.scrolled = self.scrolled.saturating_add(1),
+            Key::Char('k') | Key::Up => self.scrolled = self.scrolled.saturating_sub(1),
+            Key::Home => self.scrolled = 0,
+            Key::Esc => self.filter.clear(),
+            _ => {}
+        }
+        Then::Draw
+    }
+
+    /// The namespaces to show, in order. Those that are alike stay in the order of their names.
+    pub(super) fn pick<'a>(&self, all: &'a [NamespaceLine]) -> Vec<&'a NamespaceLine> {
+        let mut picked: Vec<&NamespaceLine> = all.iter().filter(|line| line.name.contains(&self.filter)).collect();
+        picked.sort_by(|a, b| {
+            let order = self.sort.compare(a, b).then_with(|| a.name.cmp(&b.name));
+            if self.reversed { order.reverse() } else { order }
+        });
+        picked
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use duet_proto::{Mode, Phase, QuorumHealth};
+
+    use super::*;
+
+    fn line(name: &str, keys: u64, lag: u64, writes: Option<f64>) -> NamespaceLine {
+        NamespaceLine {
+            name: name.into(),
+            mode: Mode::Strong,
+            epoch: 1,
+            phase: Phase::Stable,
+            leader: None,
+            quorum: QuorumHealth::Healthy,
+            alarmed: false,
+            present: 3,
+            members: 3,
+            keys: Some(keys),
+            lag: Some(Lag::Entries(lag)),
+            writes_per_second: writes,
+        }
+    }
+
+    fn press(view: &mut View, keys: &str) {
+        for key in keys.chars() {
+            assert_eq!(view.key(Key::Char(key)), Then::Draw, "{key}");
+        }
+    }
+
+    #[test]
+    fn namespaces_are_sorted_and_filtered() {
+        let all = [line("carts", 5, 0, Some(1.0)), line("orders", 9, 2, None), line("archive", 5, 1, Some(7.5))];
+        let mut view = View::default();
+        let names = |view: &View| view.pick(&all).iter().map(|line| line.name.clone()).collect::<Vec<_>>();
+        assert_eq!(names(&view), ["archive", "carts", "orders"]);
+        press(&mut view, "s");
+        assert_eq!(
+            (view.sort.word(), names(&view)),
+            ("lag", vec!["orders".into(), "archive".into(), "carts".into()])
+        );
+        press(&mut view, "s");
+        assert_eq!(names(&view), ["archive", "carts", "orders"], "the busiest first, the unknown last");
+        press(&mut view, "sr");
+        assert_eq!(names(&view), ["carts", "archive", "orders"], "by keys, the other way round");
+        press(&mut view, "srs/ar");
+        assert_eq!(names(&view), ["archive", "carts"], "by lag, those that match");
+    }
+
+    #[test]
+    fn keys_go_into_the_filter_while_it_is_typed() {
+        let mut view = View::default();
+        press(&mut view, "j/sq");
+        assert_eq!((view.filter.as_str(), view.sort, view.scrolled), ("sq", Sort::Name, 0));
+        view.key(Key::Backspace);
+        press(&mut view, "\n");
+        assert_eq!((view.filter.as_str(), view.typing), ("s", false));
+        view.key(Key::Esc);
+        assert_eq!(view.filter, "");
+        press(&mut view, "/x");
+        view.key(Key::Esc);
+        assert_eq!((view.filter.as_str(), view.typing), ("", false));
+        assert_eq!(view.key(Key::Char('q')), Then::Quit);
+        view.typing = true;
+        assert_eq!(view.key(Key::Ctrl('c')), Then::Quit);
+    }
+}
