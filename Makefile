@@ -42,6 +42,8 @@ check: deps ## formatting, lints, documentation, licences; writes nothing into t
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
 	@if cargo deny --version >/dev/null 2>&1; then cargo deny --offline check bans licenses sources; \
 	 else echo "cargo-deny is not installed: licences and sources are not checked"; fi
+	@if command -v promtool >/dev/null 2>&1; then cd packaging/prometheus && promtool check rules duet.rules.yml && promtool test rules duet.rules.test.yml; \
+	 else echo "promtool is not installed: the alerts are not tested"; fi
 	@if command -v nix-instantiate >/dev/null 2>&1; then nix-instantiate --parse flake.nix >/dev/null && echo "flake.nix parses"; \
 	 else echo "nix-instantiate is not installed: flake.nix is not parsed"; fi
 

@@ -21,6 +21,8 @@
 mod certificates;
 pub mod config;
 pub mod daemon;
+#[cfg(test)]
+mod documented;
 mod http;
 pub mod log;
 mod metrics;
