@@ -10,7 +10,7 @@ use duet_transport::{Config as Endpoint, Identity, Limits, Network, Tls};
 
 use crate::config::Resolved;
 
-/// A bug in one of the engines, for the simulation's checkers to find.
+/// A bug in one of the engines or the router, for the simulation's checkers to find.
 #[cfg(feature = "planted")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Planted {
@@ -18,6 +18,8 @@ pub enum Planted {
     Strong(duet_engine_strong::Planted),
     /// In the eventual one.
     Eventual(duet_engine_eventual::Planted),
+    /// In the router.
+    Router(duet_router::Planted),
 }
 
 #[cfg(feature = "planted")]
@@ -31,6 +33,13 @@ impl From<duet_engine_strong::Planted> for Planted {
 impl From<duet_engine_eventual::Planted> for Planted {
     fn from(bug: duet_engine_eventual::Planted) -> Planted {
         Planted::Eventual(bug)
+    }
+}
+
+#[cfg(feature = "planted")]
+impl From<duet_router::Planted> for Planted {
+    fn from(bug: duet_router::Planted) -> Planted {
+        Planted::Router(bug)
     }
 }
 
@@ -56,6 +65,7 @@ impl Settings {
         match bug {
             Some(Planted::Strong(bug)) => self.strong.planted = Some(bug),
             Some(Planted::Eventual(bug)) => self.eventual.replica.planted = Some(bug),
+            Some(Planted::Router(bug)) => self.router.planted = Some(bug),
             None => {}
         }
         self
@@ -108,5 +118,7 @@ fn router(config: &Resolved, boot: Boot) -> Router {
         address: config.advertise.clone(),
         founders: config.founders.iter().map(|(id, address)| Founder { id: *id, address: address.clone() }).collect(),
         value_max: config.limits.value_bytes,
+        #[cfg(feature = "planted")]
+        planted: None,
     }
 }

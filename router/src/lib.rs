@@ -38,6 +38,7 @@ mod counts;
 mod dispatch;
 mod failpoint;
 mod plan;
+mod planted;
 mod reconcile;
 mod router;
 mod tell;
@@ -45,5 +46,6 @@ mod tries;
 mod view;
 
 pub use counts::Metrics;
+pub use planted::Planted;
 pub use router::{Config, Founder, Router};
 pub use view::{Entry, View};

@@ -62,6 +62,9 @@ pub struct Config {
     pub founders: Vec<Founder>,
     /// The largest value that is accepted, in bytes.
     pub value_max: usize,
+    /// A bug for the checkers to find.
+    #[cfg(feature = "planted")]
+    pub planted: Option<crate::Planted>,
 }
 
 /// Routes requests and administers the catalog. A clone is the same router.

@@ -27,6 +27,7 @@ use duet_proto::{Epoch, Error, Mode, NamespaceName, NodeId};
 use super::{Goal, Plan, changing, copy, find, invalid, protect};
 use crate::{
     catalog::{Base, Held, Key, NamespaceRecord, NamespaceState, Past, Step, Switch},
+    planted::Planted,
     view::{Entry, View},
 };
 
@@ -68,6 +69,8 @@ pub(crate) struct Moment {
     pub(crate) waited: Duration,
     /// Its clock, in milliseconds since 1970.
     pub(crate) wall_ms: u64,
+    /// What is wrong with it.
+    pub(crate) bug: Option<Planted>,
 }
 
 /// The plan for another mode.
@@ -200,7 +203,7 @@ fn gather(
     if takes_part(record, switch, me) && matches!(came, Came::Eventual { near: true, .. }) {
         add(&mut near, me);
     }
-    if !gathered(record, switch, &near, at.waited) {
+    if !gathered(record, switch, &near, at) {
         return go_on(entry, switch, Step::Gathering { near });
     }
     let step = Step::Sealing { expected: near, sealed: Vec::new() };
@@ -228,7 +231,7 @@ fn seal(
     }
     let have: Vec<NodeId> = sealed.iter().map(|(node, _)| *node).collect();
     let all = expected.iter().all(|node| have.contains(node));
-    if !enough(record, &switch.without, &have) || !(all || at.waited >= SLOW) {
+    if !enough(record, &switch.without, &have, at) || !(all || at.waited >= SLOW) {
         return over(entry, switch, at).unwrap_or_else(|| go_on(entry, switch, Step::Sealing { expected, sealed }));
     }
     let mut target = Frontier::default();
@@ -272,18 +275,19 @@ fn takes_part(record: &NamespaceRecord, switch: &Switch, node: NodeId) -> bool {
 /// Whether so many members make up a base: of every acknowledged write at least one of them holds a copy, and they
 /// are a majority, which the group that follows needs. An operator may give up members that are away; then what they
 /// alone hold comes in late.
-fn enough(record: &NamespaceRecord, without: &[NodeId], have: &[NodeId]) -> bool {
-    let (members, copies) = (record.members.len(), record.copies.max(1) as usize);
+fn enough(record: &NamespaceRecord, without: &[NodeId], have: &[NodeId], at: Moment) -> bool {
+    let members = record.members.len();
+    let copies = if at.bug == Some(Planted::MajorityIsEnough) { members } else { record.copies.max(1) as usize };
     let all_others = record.members.iter().all(|node| without.contains(node) || have.contains(node));
     have.len() > members / 2 && (have.len() > members.saturating_sub(copies) || (!without.is_empty() && all_others))
 }
 
 /// Whether writes may be stopped: everybody is near, or enough are, and the others have been away for a while. After an
 /// attempt that failed, not at once.
-fn gathered(record: &NamespaceRecord, switch: &Switch, near: &[NodeId], waited: Duration) -> bool {
+fn gathered(record: &NamespaceRecord, switch: &Switch, near: &[NodeId], at: Moment) -> bool {
     let all = record.members.iter().all(|node| switch.without.contains(node) || near.contains(node));
     let rest = if switch.tries == 0 { Duration::ZERO } else { REST.saturating_mul(1 << switch.tries.min(5)) };
-    enough(record, &switch.without, near) && waited >= rest && (all || waited >= AWAY)
+    enough(record, &switch.without, near, at) && at.waited >= rest && (all || at.waited >= AWAY)
 }
 
 /// What all that have converged come to, if they agree.
@@ -317,7 +321,9 @@ fn activated(
     let apart: Vec<NodeId> = record.members.iter().copied().filter(|node| !with.contains(node)).collect();
     remember(&mut record, past(entry, switch, now(entry, at), apart.clone()));
     if let Some(end) = end {
-        record.owed.extend(apart.iter().map(|node| (*node, record.epoch)));
+        if at.bug != Some(Planted::OwedForgotten) {
+            record.owed.extend(apart.iter().map(|node| (*node, record.epoch)));
+        }
         record.ended.push((record.epoch, end));
         let old = record.ended.len().saturating_sub(HISTORY);
         record.ended.drain(..old);

@@ -18,7 +18,7 @@ use duet_engine_strong::{GroupInfo, GroupSpec, machine::Base as GroupBase};
 use duet_proto::{Digest, Mode, NamespaceId, NamespaceName};
 
 use super::{EngineError, Pace, groups, track::Track};
-use crate::{catalog::NamespaceRecord, failpoint::failpoint, router::Inner};
+use crate::{catalog::NamespaceRecord, failpoint::failpoint, planted::Planted, router::Inner};
 
 /// So many tombstones are dropped while writes wait; more are left to the group, which forgets them as it goes.
 const FEW: u64 = 4096;
@@ -90,7 +90,7 @@ async fn open_group(
     let standing = standing.ok_or_else(|| not_the_base(record, "the replica is not fenced".into()))?;
     let Standing { base: mut held, .. } = standing;
     let base = expected(record, held.digest, held.keys)?;
-    let keep_tombstones = base.keep_tombstones;
+    let keep_tombstones = base.keep_tombstones && !inner.planted(Planted::TombstonesForgotten);
     if !keep_tombstones && (1..=FEW).contains(&held.tombstones) {
         match inner.eventual.drop_tombstones(old).await {
             Ok(()) => held.tombstones = 0,
@@ -147,8 +147,13 @@ async fn from_group(
         failpoint("switch.retired");
         return Ok(Pace::Settled);
     }
-    if follows && let Some(state) = groups::sealed(inner, record, id.epoch)? {
-        expected(record, state.digest, state.keys)?;
+    let early = inner.planted(Planted::OpenBeforeSeal);
+    let state =
+        if early { inner.strong.state(record.id, id.epoch)? } else { groups::sealed(inner, record, id.epoch)? };
+    if follows && let Some(state) = state {
+        if !early {
+            expected(record, state.digest, state.keys)?;
+        }
         let base = Base { last: state.last, digest: state.digest, keys: state.keys, tombstones: state.tombstones };
         let spec = SpaceSpec {
             namespace: record.id,

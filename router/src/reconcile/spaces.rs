@@ -121,7 +121,7 @@ pub(super) async fn advance(
     came: &Came,
     track: &Track,
 ) {
-    let at = Moment { waited: track.in_attempt(), wall_ms: inner.clock.wall_ms() };
+    let at = Moment { waited: track.in_attempt(), wall_ms: inner.clock.wall_ms(), bug: inner.bug() };
     let Some(plan) = plan::advance(name, entry, inner.config.me, came, at) else { return };
     match &entry.record.state {
         NamespaceState::Switching(Switch { step: Step::Gathering { .. }, .. }) => failpoint("switch.gathering"),

@@ -123,6 +123,8 @@ impl Cluster {
             address: address(id),
             founders: self.founders.clone(),
             value_max: limits::VALUE_DEFAULT,
+            #[cfg(feature = "planted")]
+            planted: None,
         };
         let peers = Arc::new(Mutex::new(BTreeMap::new()));
         let told = peers.clone();

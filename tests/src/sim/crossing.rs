@@ -45,6 +45,8 @@ pub(super) struct Land {
     copies: u32,
     chronicle: Mutex<Chronicle>,
     epochs: Mutex<(Epoch, Epochs)>,
+    /// Whom an operator has said not to wait for, and in which epoch first: what they say may take a while to arrive.
+    excused: Mutex<BTreeMap<NodeId, Epoch>>,
     /// What some session has seen, for another to go on from.
     token: Mutex<Option<Token>>,
 }
@@ -70,10 +72,19 @@ impl Land {
         (epochs.0, epochs.1.mode(epochs.0))
     }
 
+    /// An operator is about to say that these are not to be waited for.
+    pub(super) fn excuse(&self, epoch: Epoch, nodes: &[NodeId]) {
+        let mut excused = lock(&self.excused);
+        for node in nodes {
+            excused.entry(*node).or_insert(epoch);
+        }
+    }
+
     /// Takes in what the catalog tells of its switches.
     ///
     /// # Errors
-    /// If it tells of an epoch's end otherwise than before, or of an epoch that is not the next.
+    /// If it tells of an epoch's end otherwise than before, of a mode that does not follow, or of members left out who may
+    /// have acknowledged writes alone, and nobody has excused them.
     pub(super) fn learn(&self, info: &SwitchInfo) -> Result<(), String> {
         let mut epochs = lock(&self.epochs);
         // Of several switches of one epoch the last ended it. It may be called aborted: what can only go on is switched back
@@ -87,6 +98,10 @@ impl Land {
                 alone: past.apart.len() >= self.copies as usize,
                 forgotten: past.forgotten.clone(),
             };
+            let excused = |node: &NodeId| lock(&self.excused).get(node).is_some_and(|since| *since <= past.epoch);
+            if ended.alone && !ended.apart.iter().all(excused) {
+                return Err(format!("{}: epoch {} ended without enough: {past:?}", self.name, past.epoch));
+            }
             let before = epochs.1.ended.entry(past.epoch).or_insert_with(|| ended.clone());
             if *before != ended {
                 return Err(format!("{}: epoch {} ended as {before:?}, and as {ended:?}", self.name, past.epoch));
@@ -126,6 +141,7 @@ pub(super) async fn create(world: &mut World, plan: &SwitchPlan) -> Result<Vec<A
             copies: land.copies,
             chronicle: Mutex::default(),
             epochs: Mutex::new(epochs),
+            excused: Mutex::default(),
             token: Mutex::default(),
         }));
     }

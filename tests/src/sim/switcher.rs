@@ -109,6 +109,7 @@ impl Operator {
     async fn ask(&mut self, info: &SwitchInfo) -> Result<(), String> {
         let to = other(info.namespace.mode);
         let without = if to == Mode::Strong { self.without() } else { Vec::new() };
+        self.land.excuse(info.namespace.epoch, &without);
         let asked = self.admin.switch_mode(&self.land.name, to, without).await;
         tolerate(asked.map(drop))
     }
@@ -136,6 +137,7 @@ impl Operator {
                     patience = self.rng.random_range(10..60);
                     if info.namespace.mode == Mode::Eventual {
                         let without = self.without();
+                        self.land.excuse(info.namespace.epoch, &without);
                         let asked = self.admin.switch_mode(&self.land.name, Mode::Strong, without).await;
                         tolerate(asked.map(drop))?;
                     }

@@ -12,7 +12,7 @@ use rand_chacha::ChaCha8Rng;
 use tokio::time::{Instant, sleep};
 
 use super::{
-    Bug, Finding, Plan, RECOVERY, World,
+    Bug, Fault, Finding, Plan, RECOVERY, World,
     crossing::{self, Land},
     fingerprint,
     sessions::Tally,
@@ -90,6 +90,31 @@ impl SwitchPlan {
             drift_ppm,
             base,
         }
+    }
+}
+
+impl SwitchPlan {
+    /// A plan in which one member after another is cut off for about as long as it takes to switch a namespace and back:
+    /// what it was asked before comes to the others when they are two epochs further.
+    #[must_use]
+    pub fn ambush(seed: u64) -> SwitchPlan {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let mut plan = SwitchPlan::draw(seed);
+        let base = &mut plan.base;
+        (base.nodes, base.replicas, base.clients) = (3, 3, 8);
+        (base.loss_permille, base.duplicate_permille, base.reorder_permille) = (0, 0, 0);
+        base.work = Duration::from_secs(20);
+        base.faults.clear();
+        let mut at = Duration::from_millis(500);
+        while at < base.work {
+            let (side, heal) = (vec![rng.random_range(1..=3)], Duration::from_millis(rng.random_range(1100..2200)));
+            base.faults.push((at, Fault::Partition { side, one_way: false, heal }));
+            at += heal + Duration::from_millis(rng.random_range(100..700));
+        }
+        plan.lands = [1, 2].map(|copies| LandPlan { mode: Mode::Strong, copies, replicas: 3 }).into();
+        (plan.clients, plan.pause_ms, plan.aborts_percent, plan.without_percent) = (4, 100, 0, 0);
+        plan.drift_ppm.clear();
+        plan
     }
 }
 

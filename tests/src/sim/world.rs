@@ -56,13 +56,15 @@ pub struct World {
     disks: Disks,
 }
 
-/// A bug that is planted in one of the engines.
+/// A bug that is planted in one of the engines or in the router.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bug {
     /// In the strong one.
     Strong(Planted),
     /// In the eventual one.
     Eventual(duet_engine_eventual::Planted),
+    /// In the router.
+    Router(duet_router::Planted),
 }
 
 /// One host: what survives a crash of its node, and the node while it runs.
@@ -192,6 +194,7 @@ impl World {
             planted: self.planted.map(|bug| match bug {
                 Bug::Strong(bug) => bug.into(),
                 Bug::Eventual(bug) => bug.into(),
+                Bug::Router(bug) => bug.into(),
             }),
         };
         let node = Node::start(config, parts).await.map_err(|error| format!("node {id} did not start: {error}"))?;

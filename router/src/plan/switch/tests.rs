@@ -143,7 +143,7 @@ impl World {
         let converged = replica.fence.filter(|_| whole);
         let came = Came::Eventual { near: true, fence: replica.fence, converged, held: Box::new(held) };
         let waited = if long { BOUND * 30 } else { Duration::ZERO };
-        let at = Moment { waited, wall_ms: 0 };
+        let at = Moment { waited, wall_ms: 0, bug: None };
         let Some(plan) = advance(&name("e").unwrap(), &entry, node, &came, at) else { return };
         assert!(self.store.commit(&plan), "planned on what is there");
         let after = self.record();
@@ -257,7 +257,7 @@ fn an_end_that_is_in_the_log_cannot_be_taken_back() {
     world.store.admin(&abort).unwrap();
     let base = world.record().base.unwrap();
     let entry = world.store.entry("e");
-    let at = Moment { waited: Duration::ZERO, wall_ms: 0 };
+    let at = Moment { waited: Duration::ZERO, wall_ms: 0, bug: None };
     let said = |came| advance(&name("e").unwrap(), &entry, NodeId(2), &came, at);
     assert_eq!(said(Came::Strong(None)), None);
     let plan = said(Came::Strong(Some(base))).unwrap();
