@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     io::{BufRead, IsTerminal},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use duet_client::{Client, NewNamespace, SwitchInfo, Topology};
@@ -232,7 +232,10 @@ pub(crate) async fn switches(client: &Client, report: &Report) -> BTreeMap<Names
 /// What every node says, side by side.
 pub(crate) async fn report(client: &Client) -> Result<Report, Failure> {
     let (topology, answers) = answers(client).await?;
-    Ok(Report::new(&topology, &answers))
+    let mut report = Report::new(&topology, &answers);
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    report.tell_of_certificates(&answers, i64::try_from(now.as_secs()).unwrap_or(i64::MAX));
+    Ok(report)
 }
 
 /// What every node says of itself, or why it says nothing.

@@ -4,6 +4,7 @@
 //! nevertheless: the epoch and mode of a namespace, that a term has one leader, the digests of strong replicas that have
 //! applied the same position, and those of clean eventual ones whose frontiers are equal.
 
+mod certificates;
 mod eventual;
 
 use std::collections::BTreeMap;

@@ -30,11 +30,26 @@ pub(crate) fn cluster(mode: Mode, replicas: [Option<NamespaceStatus>; 3]) -> Rep
     cluster_where_node_3_expects(&[], mode, replicas)
 }
 
+type Answers = BTreeMap<NodeId, Result<NodeStatus, String>>;
+
+/// A topology, and what three nodes that agree say of it.
+pub(crate) fn answers() -> (Topology, Answers) {
+    asked(Mode::Strong, [1, 2, 3].map(|node| Some(replica(node, 9, 5))))
+}
+
 fn cluster_where_node_3_expects(
     expected: &[(&str, Mode)],
     mode: Mode,
     replicas: [Option<NamespaceStatus>; 3],
 ) -> Report {
+    let (topology, mut answers) = asked(mode, replicas);
+    if let Some(Ok(status)) = answers.get_mut(&NodeId(3)) {
+        status.expected = expected.iter().map(|(name, mode)| (name.parse().unwrap(), *mode)).collect();
+    }
+    Report::new(&topology, &answers)
+}
+
+fn asked(mode: Mode, replicas: [Option<NamespaceStatus>; 3]) -> (Topology, Answers) {
     let nodes = (1..=3).map(|id| NodeInfo { id: NodeId(id), address: format!("host:{id}"), boot: Boot(1) });
     let topology = Topology {
         cluster: "test".parse().unwrap(),
@@ -68,11 +83,8 @@ fn cluster_where_node_3_expects(
         });
         (node.id, status.ok_or_else(|| "timed out".to_owned()))
     });
-    let mut answers: BTreeMap<_, _> = answers.collect();
-    if let Some(Ok(status)) = answers.get_mut(&NodeId(3)) {
-        status.expected = expected.iter().map(|(name, mode)| (name.parse().unwrap(), *mode)).collect();
-    }
-    Report::new(&topology, &answers)
+    let answers = answers.collect();
+    (topology, answers)
 }
 
 #[test]
