@@ -6,16 +6,24 @@ use duet_proto::{Epoch, NamespaceId};
 use tokio::time::Instant;
 
 use super::EngineError;
-use crate::catalog::NamespaceRecord;
+use crate::catalog::{NamespaceRecord, NamespaceState};
 
 /// The time between two candidacies.
 const CAMPAIGN: Duration = Duration::from_millis(100);
+
+/// What a switch does to writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Settled,
+    Gathering,
+    Stopped,
+}
 
 /// What was seen of a namespace, and since when. Not durable: after a restart every wait begins again.
 #[derive(Debug, Default)]
 pub(super) struct Track {
     epoch: Option<(Epoch, Instant)>,
-    attempt: Option<((u64, bool), Instant)>,
+    attempt: Option<((u64, Stage), Instant)>,
     campaigned: Option<Instant>,
     campaigns: u32,
     complained: u32,
@@ -35,7 +43,12 @@ impl Track {
             self.epoch = Some((record.epoch, now));
             (self.campaigned, self.campaigns) = (None, 0);
         }
-        let attempt = (record.attempts, record.fence().is_some());
+        let stage = match &record.state {
+            _ if record.fence().is_some() => Stage::Stopped,
+            NamespaceState::Switching(_) => Stage::Gathering,
+            _ => Stage::Settled,
+        };
+        let attempt = (record.attempts, stage);
         if self.attempt.is_none_or(|(seen, _)| seen != attempt) {
             self.attempt = Some((attempt, now));
         }
