@@ -17,7 +17,7 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 use duet_engine_eventual::{Frontier, Members};
 use duet_engine_strong::Answers;
-use duet_proto::{Boot, Digest, Epoch, Mode, NamespaceId, NamespaceName, NodeId, Stamp};
+use duet_proto::{Boot, Digest, Epoch, Mode, NamespaceId, NamespaceName, NodeId, Stamp, SwitchPast};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 const VERSION: u8 = 1;
@@ -88,7 +88,7 @@ pub struct NamespaceRecord {
     /// How often writes were to stop for a switch: what the fences bear. Never falls.
     pub attempts: u64,
     /// The latest switches, the oldest first.
-    pub history: Vec<Past>,
+    pub history: Vec<SwitchPast>,
 }
 
 /// The data that an epoch began with: what every member that took part in the switch held.
@@ -120,29 +120,6 @@ pub struct Held {
     pub frontier: Frontier,
     /// Its exactly-once table, if it has one.
     pub answers: Option<Answers>,
-}
-
-/// A switch that is over. Times are in milliseconds since 1970, none before the stamp of the entry that it followed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Past {
-    /// The epoch that it ended, or was to end.
-    pub epoch: Epoch,
-    /// The mode that followed, or was to follow.
-    pub to: Mode,
-    /// When it was asked for.
-    pub asked_ms: u64,
-    /// When writes were stopped, the last time; 0 if they never were.
-    pub sealed_ms: u64,
-    /// When the next epoch began, or the switch was aborted.
-    pub ended_ms: u64,
-    /// How often writes were stopped.
-    pub tries: u64,
-    /// Members that are not part of the base.
-    pub apart: Vec<NodeId>,
-    /// Whether it was aborted.
-    pub aborted: bool,
-    /// Members that nobody waits for any more.
-    pub forgotten: Vec<NodeId>,
 }
 
 /// Where a namespace stands.
@@ -245,6 +222,27 @@ pub struct Electorate {
 }
 
 impl NamespaceRecord {
+    /// One that begins, with nothing in it.
+    #[must_use]
+    pub fn new(id: NamespaceId, mode: Mode, members: Vec<NodeId>, copies: u32) -> NamespaceRecord {
+        NamespaceRecord {
+            id,
+            mode,
+            epoch: Epoch::FIRST,
+            initial: members.clone(),
+            members,
+            copies,
+            version: 1,
+            left: Vec::new(),
+            state: NamespaceState::Stable,
+            base: None,
+            ended: Vec::new(),
+            owed: Vec::new(),
+            attempts: 0,
+            history: Vec::new(),
+        }
+    }
+
     /// Whether `node` is to hold a replica.
     #[must_use]
     pub fn holds(&self, node: NodeId) -> bool {

@@ -1,9 +1,8 @@
 //! Figures of switches.
 
-use std::{
-    sync::atomic::{AtomicU64, Ordering},
-    time::Duration,
-};
+use std::{sync::PoisonError, time::Duration};
+
+use crate::router::Inner;
 
 /// Figures since the start of the node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,52 +25,24 @@ pub struct Metrics {
     pub late_refused: u64,
 }
 
-#[derive(Debug, Default)]
-pub(crate) struct Counts {
-    steps: AtomicU64,
-    completed: AtomicU64,
-    given_up: AtomicU64,
-    held: AtomicU64,
-    held_ms: AtomicU64,
-    held_longest_ms: AtomicU64,
-    late_brought: AtomicU64,
-    late_refused: AtomicU64,
-}
-
-impl Counts {
-    pub(crate) fn read(&self) -> Metrics {
-        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        Metrics {
-            steps: read(&self.steps),
-            completed: read(&self.completed),
-            given_up: read(&self.given_up),
-            held: read(&self.held),
-            held_ms: read(&self.held_ms),
-            held_longest_ms: read(&self.held_longest_ms),
-            late_brought: read(&self.late_brought),
-            late_refused: read(&self.late_refused),
-        }
-    }
-
+impl Metrics {
     /// A write waited so long for a change of its namespace.
-    pub(crate) fn waited(&self, held: Duration) {
+    pub(crate) fn waited(&mut self, held: Duration) {
         let ms = held.as_millis() as u64;
-        add(&self.held, 1);
-        add(&self.held_ms, ms);
-        self.held_longest_ms.fetch_max(ms, Ordering::Relaxed);
+        self.held += 1;
+        self.held_ms += ms;
+        self.held_longest_ms = self.held_longest_ms.max(ms);
     }
 
-    pub(crate) fn step(&self, completed: bool, given_up: bool) {
-        add(&self.steps, 1);
-        add(&self.completed, u64::from(completed));
-        add(&self.given_up, u64::from(given_up));
-    }
-
-    pub(crate) fn late(&self, writes: u64, brought: bool) {
-        add(if brought { &self.late_brought } else { &self.late_refused }, writes);
+    /// What has become of late writes.
+    pub(crate) fn late(&mut self, writes: u64, brought: bool) {
+        *(if brought { &mut self.late_brought } else { &mut self.late_refused }) += writes;
     }
 }
 
-fn add(counter: &AtomicU64, much: u64) {
-    counter.fetch_add(much, Ordering::Relaxed);
+impl Inner {
+    /// Changes the figures. Every change is whole whatever panics.
+    pub(crate) fn count(&self, change: impl FnOnce(&mut Metrics)) {
+        change(&mut self.figures.lock().unwrap_or_else(PoisonError::into_inner));
+    }
 }

@@ -45,7 +45,7 @@ impl Inner {
         let begun = Instant::now();
         let answer = self.hold(request, deadline).await;
         if request.op.is_write() {
-            self.counts.waited(begun.elapsed());
+            self.count(|figures| figures.waited(begun.elapsed()));
         }
         answer
     }
@@ -90,7 +90,8 @@ impl Inner {
             Fit::Serve(token) => token,
             Fit::Ran(answer) => return *answer,
         };
-        let DataRequest { op, attempt, consistency, .. } = request.clone();
+        // The namespace's name and the rest of the request are not copied: this is every request's way.
+        let (op, attempt, consistency) = (request.op.clone(), request.attempt, request.consistency);
         let answer = match record.mode {
             Mode::Strong => {
                 let call = Call { op, attempt, consistency };
@@ -105,17 +106,21 @@ impl Inner {
             Err(Error::NotHere { .. }) => Err(changing(name, "its replica is being set up on this node")),
             // The records stay in place: what was read when the next epoch had begun here may be of that one. An eventual
             // replica is frozen before that.
-            Ok(_) if !request.op.is_write() && self.opened(&record) && !self.planted(Planted::ReadsOfNextEpoch) => {
+            Ok(_) if !request.op.is_write() && self.opened(&view, &record) => {
                 Err(changing(name, "its epoch is over here"))
             }
             answer => answer,
         }
     }
 
-    /// Whether the eventual epoch that follows a strong one has begun here.
-    fn opened(&self, record: &NamespaceRecord) -> bool {
+    /// Whether the eventual epoch that follows a strong one has begun here. That takes a later view than the one that the
+    /// request was routed by.
+    fn opened(&self, view: &Arc<View>, record: &NamespaceRecord) -> bool {
         let next = SpaceId { namespace: record.id, epoch: Epoch(record.epoch.0 + 1) };
-        record.mode == Mode::Strong && self.eventual.space(next).is_some()
+        record.mode == Mode::Strong
+            && !Arc::ptr_eq(view, &self.view())
+            && self.eventual.space(next).is_some()
+            && !self.planted(Planted::ReadsOfNextEpoch)
     }
 
     /// The entry of a namespace: from the view, or, where that is behind the request, after it has caught up with the

@@ -10,8 +10,8 @@ mod switch;
 use std::collections::BTreeSet;
 
 use duet_proto::{
-    Admin, Boot, Change, Compare, Epoch, Error, Expect, Mode, Mutation, NamespaceId, NamespaceName, NodeId, Op,
-    Resource, Stamp, limits,
+    Admin, Boot, Change, Compare, Error, Expect, Mode, Mutation, NamespaceId, NamespaceName, NodeId, Op, Resource,
+    Stamp, limits,
 };
 use serde::Serialize;
 
@@ -130,22 +130,7 @@ fn create(
     if mode == Mode::Eventual {
         reform::check_copies(copies, &members)?;
     }
-    let record = NamespaceRecord {
-        id: next.record.namespace,
-        mode,
-        epoch: Epoch::FIRST,
-        initial: members.clone(),
-        members,
-        copies,
-        version: 1,
-        left: Vec::new(),
-        state: NamespaceState::Stable,
-        base: None,
-        ended: Vec::new(),
-        owed: Vec::new(),
-        attempts: 0,
-        history: Vec::new(),
-    };
+    let record = NamespaceRecord::new(next.record.namespace, mode, members, copies);
     let after = Counters { namespace: NamespaceId(record.id.0 + 1), ..*next.record };
     let plan = Plan::new(Goal::Namespace(name.clone()));
     Ok(plan.replace(Key::Next, Some(next), &after).replace(Key::Namespace(name.clone()), None, &record))
@@ -372,22 +357,7 @@ pub(crate) fn gone(name: &NamespaceName, entry: &Entry<NamespaceRecord>, me: Nod
 /// The catalog's own namespace as it begins.
 pub(crate) fn system_record(founders: &[NodeId]) -> NamespaceRecord {
     let members: Vec<_> = founders.iter().copied().collect::<BTreeSet<_>>().into_iter().collect();
-    NamespaceRecord {
-        id: NamespaceId::SYSTEM,
-        mode: Mode::Strong,
-        epoch: Epoch::FIRST,
-        initial: members.clone(),
-        members,
-        copies: 1,
-        version: 1,
-        left: Vec::new(),
-        state: NamespaceState::Stable,
-        base: None,
-        ended: Vec::new(),
-        owed: Vec::new(),
-        attempts: 0,
-        history: Vec::new(),
-    }
+    NamespaceRecord::new(NamespaceId::SYSTEM, Mode::Strong, members, 1)
 }
 
 /// The name of the catalog's own namespace.

@@ -27,7 +27,7 @@ use tokio::{
 
 use crate::{
     catalog::{Key, NamespaceRecord},
-    counts::{Counts, Metrics},
+    counts::Metrics,
     plan::{self, Goal, Plan},
     reconcile::{self, EngineError},
     tries::Tries,
@@ -91,7 +91,7 @@ pub(crate) struct Inner {
     dirty: Mutex<BTreeSet<NamespaceId>>,
     registered: AtomicBool,
     tries: Tries,
-    pub(crate) counts: Counts,
+    pub(crate) figures: Mutex<Metrics>,
     /// One change at a time from this node: two would only make each other's compare fail.
     admin: tokio::sync::Mutex<()>,
 }
@@ -118,7 +118,7 @@ impl Router {
             eventual,
             clock,
             config,
-            counts: Counts::default(),
+            figures: Mutex::default(),
             view: ArcSwap::default(),
             read: Mutex::default(),
             seen: Notify::new(),
@@ -214,7 +214,7 @@ impl Router {
     /// Figures of switches since the start.
     #[must_use]
     pub fn metrics(&self) -> Metrics {
-        self.inner.counts.read()
+        *self.inner.figures.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What this node knows of the catalog now.

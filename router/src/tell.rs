@@ -1,11 +1,9 @@
 //! What the catalog tells of switches: to operators, and to the log.
 
-use duet_proto::{
-    BaseInfo, Epoch, Error, Mode, NamespaceName, NodeId, Response, SwitchInfo, SwitchPast, SwitchProgress, SwitchStep,
-};
+use duet_proto::{BaseInfo, Error, NamespaceName, NodeId, Response, SwitchInfo, SwitchProgress, SwitchStep};
 
 use crate::{
-    catalog::{NamespaceRecord, NamespaceState, Past, Step, Switch},
+    catalog::{NamespaceRecord, NamespaceState, Step, Switch},
     plan::other,
     router::Inner,
     view::namespace_info,
@@ -24,7 +22,7 @@ impl Inner {
             progress: progress(record, now_ms),
             base: record.base.as_ref().map(|base| BaseInfo { last: base.last, digest: base.digest, keys: base.keys }),
             owed: record.owed.clone(),
-            history: record.history.iter().map(past).collect(),
+            history: record.history.clone(),
         };
         Ok(Response::Switch(Box::new(info)))
     }
@@ -47,21 +45,20 @@ impl Inner {
             let stopped_ms = past.map_or(0, |past| past.ended_ms.saturating_sub(past.sealed_ms));
             let took_ms = past.map_or(0, |past| past.ended_ms.saturating_sub(past.asked_ms));
             let owed = after.owed.len();
-            self.counts.step(true, false);
+            self.count(|figures| (figures.steps, figures.completed) = (figures.steps + 1, figures.completed + 1));
             tracing::info!(namespace = %name, epoch = %after.epoch, mode = %to, took_ms, stopped_ms, owed, "switched");
         } else if let (Some(step), Some(was)) = (step_of(after), step_of(before)) {
             let given_up = step == SwitchStep::Gathering && was != SwitchStep::Gathering;
-            self.counts.step(false, given_up);
+            self.count(|figures| {
+                figures.steps += 1;
+                figures.given_up += u64::from(given_up);
+            });
             if given_up {
                 tracing::warn!(namespace = %name, attempt = after.attempts, "a switch did not end in time; writes go on");
             } else if step != was {
                 tracing::info!(namespace = %name, ?step, attempt = after.attempts, %to, "switching");
             }
         }
-    }
-
-    pub(crate) fn count_late(&self, writes: u64, brought: bool) {
-        self.counts.late(writes, brought);
     }
 }
 
@@ -95,10 +92,4 @@ fn progress(record: &NamespaceRecord, now_ms: u64) -> Option<SwitchProgress> {
         waits_for: needed.into_iter().filter(|node| !done.contains(node)).collect(),
         done,
     })
-}
-
-fn past(past: &Past) -> SwitchPast {
-    let Past { epoch, to, asked_ms, sealed_ms, ended_ms, tries, apart, aborted, forgotten } = past.clone();
-    let (epoch, to): (Epoch, Mode) = (epoch, to);
-    SwitchPast { epoch, to, asked_ms, sealed_ms, ended_ms, attempts: tries, apart, aborted, forgotten }
 }

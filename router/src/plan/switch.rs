@@ -22,11 +22,11 @@ use std::{
 };
 
 use duet_engine_eventual::Frontier;
-use duet_proto::{Epoch, Error, Mode, NamespaceName, NodeId};
+use duet_proto::{Epoch, Error, Mode, NamespaceName, NodeId, SwitchPast};
 
 use super::{Goal, Plan, changing, copy, find, invalid, protect};
 use crate::{
-    catalog::{Base, Held, Key, NamespaceRecord, NamespaceState, Past, Step, Switch},
+    catalog::{Base, Held, Key, NamespaceRecord, NamespaceState, Step, Switch},
     planted::Planted,
     view::{Entry, View},
 };
@@ -115,7 +115,7 @@ pub(super) fn abort(view: &View, name: &NamespaceName) -> Result<Plan, Error> {
         NamespaceState::Switching(switch) => {
             let mut record = with_state(entry, NamespaceState::Stable);
             let past = past(entry, switch, entry.stamp.hlc.millis(), Vec::new());
-            remember(&mut record, Past { aborted: true, ..past });
+            remember(&mut record, SwitchPast { aborted: true, ..past });
             Ok(plan.replace(key(name), Some(entry), &record))
         }
         _ => Err(invalid(format!("namespace {name} is not being switched"))),
@@ -348,22 +348,22 @@ fn turned(mut record: NamespaceRecord) -> NamespaceRecord {
     record
 }
 
-fn past(entry: &Entry<NamespaceRecord>, switch: &Switch, ended_ms: u64, apart: Vec<NodeId>) -> Past {
+fn past(entry: &Entry<NamespaceRecord>, switch: &Switch, ended_ms: u64, apart: Vec<NodeId>) -> SwitchPast {
     let record = &entry.record;
-    Past {
+    SwitchPast {
         epoch: record.epoch,
         to: other(record.mode),
         asked_ms: switch.asked_ms,
         sealed_ms: switch.sealed_ms,
         ended_ms,
-        tries: switch.tries,
+        attempts: switch.tries,
         apart,
         aborted: false,
         forgotten: Vec::new(),
     }
 }
 
-fn remember(record: &mut NamespaceRecord, past: Past) {
+fn remember(record: &mut NamespaceRecord, past: SwitchPast) {
     record.history.push(past);
     let old = record.history.len().saturating_sub(HISTORY);
     record.history.drain(..old);

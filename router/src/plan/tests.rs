@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use duet_proto::{Hlc, InvalidName};
+use duet_proto::{Epoch, Hlc, InvalidName};
 use proptest::prelude::*;
 
 use super::*;

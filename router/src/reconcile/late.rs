@@ -28,7 +28,7 @@ pub(super) async fn settle(
     group: &GroupInfo,
 ) -> Result<Pace, EngineError> {
     let record = &entry.record;
-    if passage::lingers(inner, record.id, record) {
+    if passage::earlier_space(inner, record).is_some() {
         return Ok(Pace::Soon);
     }
     let stashed = inner.eventual.stashed(record.id, TOGETHER)?;
@@ -88,7 +88,7 @@ async fn bring(
         failpoint("late.brought");
     }
     tracing::info!(namespace = %name, writes = stamps.len(), brought, "late writes");
-    inner.count_late(stamps.len() as u64, brought);
+    inner.count(|figures| figures.late(stamps.len() as u64, brought));
     inner.eventual.unstash(record.id, stamps, brought).await?;
     Ok(Pace::Soon)
 }

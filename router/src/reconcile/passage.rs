@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use duet_engine_eventual::{Base, SpaceError, SpaceId, SpaceInfo, SpaceSpec, Standing, Start};
 use duet_engine_strong::{GroupInfo, GroupSpec, machine::Base as GroupBase};
-use duet_proto::{Digest, Mode, NamespaceId, NamespaceName};
+use duet_proto::{Digest, Mode, NamespaceName};
 
 use super::{EngineError, Pace, groups, track::Track};
 use crate::{catalog::NamespaceRecord, failpoint::failpoint, planted::Planted, router::Inner};
@@ -34,13 +34,11 @@ pub(super) async fn cross(
     record: &NamespaceRecord,
     track: &Track,
 ) -> Result<Pace, EngineError> {
-    let earlier = |namespace, epoch| namespace == record.id && epoch < record.epoch;
-    let mut spaces = inner.eventual.spaces().into_iter();
-    if let Some(space) = spaces.find(|space| earlier(space.id.namespace, space.id.epoch)) {
+    if let Some(space) = earlier_space(inner, record) {
         return from_space(inner, name, record, &space).await;
     }
     let mut groups = inner.strong.groups().into_iter();
-    match groups.find(|group| earlier(group.id.namespace, group.id.epoch)) {
+    match groups.find(|group| group.id.namespace == record.id && group.id.epoch < record.epoch) {
         Some(group) => from_group(inner, name, record, &group, track).await,
         None => Ok(Pace::Settled),
     }
@@ -191,7 +189,8 @@ fn not_the_base(record: &NamespaceRecord, why: String) -> EngineError {
     EngineError::NotTheBase { epoch: record.epoch, why }
 }
 
-/// Whether anything of an earlier epoch is here.
-pub(super) fn lingers(inner: &Inner, id: NamespaceId, record: &NamespaceRecord) -> bool {
-    inner.eventual.spaces().iter().any(|space| space.id.namespace == id && space.id.epoch < record.epoch)
+/// The eventual replica of an earlier epoch that is still here.
+pub(super) fn earlier_space(inner: &Inner, record: &NamespaceRecord) -> Option<SpaceInfo> {
+    let mut spaces = inner.eventual.spaces().into_iter();
+    spaces.find(|space| space.id.namespace == record.id && space.id.epoch < record.epoch)
 }

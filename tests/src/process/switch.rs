@@ -39,15 +39,18 @@ impl Passage {
         let admin = client.admin().timeout(REQUEST);
         let without: Vec<NodeId> = without.iter().map(|node| NodeId(*node)).collect();
         let deadline = Instant::now() + PATIENCE;
+        let mut died = Vec::new();
         let before = loop {
             match admin.switch(namespace).await {
                 Ok(info) if info.progress.is_none() && info.namespace.mode != to => break info,
                 Err(error) if !passing(&error) => return Err(error.into()),
                 told => ensure!(Instant::now() < deadline, "{namespace} cannot be switched: {told:?}"),
             }
+            // The epoch before may still be leaving: that is a place to die at, too.
+            revive(cluster, &mut died)?;
             sleep(LOOK).await;
         };
-        let mut passage = Passage { admin, namespace: namespace.to_owned(), before, died: Vec::new() };
+        let mut passage = Passage { admin, namespace: namespace.to_owned(), before, died };
         // Who asks again when it is over already asks for nothing.
         while let Err(error) = passage.admin.switch_mode(namespace, to, without.clone()).await {
             if !passing(&error) || Instant::now() >= deadline {
@@ -85,13 +88,7 @@ impl Passage {
     /// # Errors
     /// If one cannot be started.
     pub fn revive(&mut self, cluster: &mut Cluster) -> Result<()> {
-        for id in cluster.ids() {
-            if cluster.pid(id).is_ok() && cluster.ended(id)?.is_some() {
-                self.died.push(id);
-                cluster.spawn(id)?;
-            }
-        }
-        Ok(())
+        revive(cluster, &mut self.died)
     }
 
     /// Waits until it is over. Whoever dies on the way is started again.
@@ -126,6 +123,16 @@ impl Passage {
         }
         Ok(())
     }
+}
+
+fn revive(cluster: &mut Cluster, died: &mut Vec<u32>) -> Result<()> {
+    for id in cluster.ids() {
+        if cluster.pid(id).is_ok() && cluster.ended(id)?.is_some() {
+            died.push(id);
+            cluster.spawn(id)?;
+        }
+    }
+    Ok(())
 }
 
 /// What goes by: nodes that are down, catalogs that have no leader.
