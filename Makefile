@@ -16,7 +16,7 @@ DIR ?= $(CURDIR)/.playground
 BENCH ?= $(CARGO_TARGET_DIR)/bench
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build release demo playground test check fix run-tests sim model figures bench-switch soak clean-playground
+.PHONY: help deps build release demo playground test check fix run-tests sim model figures bench-switch bench-build bench-etcd bench-redis soak clean-playground
 
 help: ## lists the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -74,6 +74,21 @@ figures: build ## measures what the README claims (several minutes)
 
 bench-switch: build ## for how long clients wait at a switch, by size and divergence: BENCH=folder, SHORT=1 for a quick look
 	DUET_BIN_DIR=$(BIN) cargo run -p duet-tests --all-features --bin bench-switch -- $(BENCH) $(if $(SHORT),short)
+
+# What is measured and what measures are built apart: together they would share features of tokio that only tests need.
+bench-build: release
+	cargo build --release -p duet-bench --features peers --bins
+
+# ROUNDS=5 SECONDS=5 of each measurement, CONNECTIONS=1 of Duet's clients, SHORT=1 for a quick look.
+BESIDE = DUET_BIN_DIR=$(CARGO_TARGET_DIR)/release
+ASKED = $(BENCH) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SECONDS),--seconds $(SECONDS)) \
+        $(if $(CONNECTIONS),--connections $(CONNECTIONS)) $(if $(SHORT),--short)
+
+bench-etcd: bench-build ## the same load before Duet and etcd, in turns: ROUNDS=5 SECONDS=5, BENCH=folder, SHORT=1
+	$(BESIDE) $(CARGO_TARGET_DIR)/release/bench-etcd $(ASKED)
+
+bench-redis: bench-build ## the same before Duet and redis, plain and over TLS
+	$(BESIDE) $(CARGO_TARGET_DIR)/release/bench-redis $(ASKED)
 
 clean-playground: ## removes the playground's directory
 	rm -rf $(DIR)

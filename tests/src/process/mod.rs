@@ -5,6 +5,7 @@
 //! Link      network namespaces that a cluster's nodes run in, and cuts between them
 //! Disk      a small tmpfs for one node's data
 //! Ledger    what clients were told about their writes, and whether it is true; Writers fill it
+//! Port      a port of loopback that nobody else takes
 //! Direct    a line to one node, for what that very node says
 //! ```
 //!
@@ -31,6 +32,7 @@ pub use eventual::{LocalWriters, settled, shown, status_of};
 pub use leader::{converged, leader};
 pub use ledger::{Ledger, Tally, Writers, patiently};
 pub use link::Link;
+pub use port::Port;
 pub use switch::{Passage, agreed};
 
 /// How long anything may take on a slow machine before a test gives up.

@@ -20,7 +20,7 @@ const COUNT: u16 = 20_000;
 const CLAIMS: Ipv4Addr = Ipv4Addr::new(127, 68, 84, 67);
 
 /// A port of loopback that is claimed until this is dropped.
-pub(super) struct Port {
+pub struct Port {
     number: u16,
     _claim: TcpListener,
 }
@@ -30,7 +30,7 @@ impl Port {
     ///
     /// # Errors
     /// If there is none.
-    pub(super) fn claim() -> Result<Port> {
+    pub fn claim() -> Result<Port> {
         static NEXT: AtomicU16 = AtomicU16::new(0);
         // Processes begin at different places, so that they seldom try what another one holds.
         let begin = (process::id() as u16).wrapping_mul(97);
@@ -47,7 +47,8 @@ impl Port {
     }
 
     /// Its number.
-    pub(super) fn number(&self) -> u16 {
+    #[must_use]
+    pub fn number(&self) -> u16 {
         self.number
     }
 }
