@@ -274,14 +274,18 @@ async fn supervise(
 /// The configuration is read again. The log's level and the certificates take effect; everything else needs a restart,
 /// and is only checked, so that the restart will not be a surprise.
 fn reload(again: &Reload, node: &Node, rotation: &mut Rotation) {
-    match (again.read)().map_err(|e| e.to_string()) {
+    match (again.read)() {
         Ok(config) => {
             again.level.set(&config.log.level);
             let directives = &config.log.level;
             tracing::info!(directives, "reloaded the log's level; other keys but the certificates' need a restart");
             rotation.reload(config, node);
         }
-        Err(error) => tracing::error!(error, "the configuration is not valid any more; nothing was changed"),
+        Err(error) => {
+            for fault in error.faults() {
+                tracing::error!(%fault, "the configuration is not valid any more; nothing was changed");
+            }
+        }
     }
 }
 

@@ -19,6 +19,9 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
     let matches = config::command(daemon::VERSION.into()).get_matches();
+    if matches.get_flag("print-config") {
+        return say(io::stdout(), config::example().trim_end(), ExitCode::SUCCESS);
+    }
     let config = match Resolved::load(&matches) {
         Ok(config) => config,
         Err(error) => return refuse(&error),
@@ -40,9 +43,10 @@ fn main() -> ExitCode {
     }
 }
 
-/// Before there is a log.
+/// Before there is a log. An error of several lines is several errors.
 fn refuse(error: &dyn std::error::Error) -> ExitCode {
-    say(io::stderr(), &format!("duetd: {error}"), ExitCode::from(2))
+    let lines: Vec<String> = error.to_string().lines().map(|line| format!("duetd: {line}")).collect();
+    say(io::stderr(), &lines.join("\n"), ExitCode::from(2))
 }
 
 fn say(mut to: impl Write, line: &str, code: ExitCode) -> ExitCode {

@@ -26,11 +26,20 @@ fn refuses(site: &Site, node: u32, flags: &[&str], code: i32, text: &str) {
 fn configurations_that_are_wrong() {
     let site = Site::new("c", 1);
     site.configure(1, "\n[limits]\nvalue_byte = 7\n");
-    refuses(&site, 1, &[], 2, "duetd1.toml:17: unknown key `limits.value_byte`");
+    refuses(
+        &site,
+        1,
+        &[],
+        2,
+        "duetd1.toml:17:1: unknown key `limits.value_byte`; did you mean `limits.value_bytes`?",
+    );
     site.configure(1, "\n[limits]\nvalue_bytes = 0\n");
-    refuses(&site, 1, &[], 2, "duetd1.toml:17: `limits.value_bytes`: 0 is out of bounds: 1 to 16777216");
+    refuses(&site, 1, &[], 2, "duetd1.toml:17:15: `limits.value_bytes`: 0 is out of bounds: 1 to 16777216");
     site.configure(1, "\n= 7\n");
-    refuses(&site, 1, &[], 2, "duetd1.toml:16: ");
+    refuses(&site, 1, &[], 2, "duetd1.toml:16:1: ");
+    site.configure(1, "\n[limits]\nvalue_bytes = 0\nconection = 1\n");
+    let (code, said) = site.refused(1, &["--check-config", "--gossip", "perhaps"]);
+    assert_eq!((code, said.lines().filter(|line| line.starts_with("duetd: ")).count()), (Some(2), 3), "{said}");
     fs::remove_file(site.config(1)).unwrap();
     refuses(&site, 1, &[], 2, "cannot read the configuration");
 }
@@ -132,6 +141,10 @@ fn version_and_check() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert!(String::from_utf8_lossy(&output.stdout).starts_with("ok: node 1 of cluster c, listening on 127.0.0.1:"));
     assert!(!site.path("data1").exists(), "nothing was touched");
+
+    let output = run(&["--print-config"]);
+    assert!(output.status.success());
+    assert_eq!(String::from_utf8_lossy(&output.stdout), duet_node::config::example());
 
     assert_eq!(run(&["--no-such-flag"]).status.code(), Some(2));
 }

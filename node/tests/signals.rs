@@ -46,7 +46,7 @@ fn a_reload_changes_the_level_and_refuses_what_is_wrong() {
     let good = fs::read_to_string(site.config(1)).unwrap();
     fs::write(site.config(1), format!("nonsense = 1\n{good}")).unwrap();
     daemon.signal("HUP");
-    daemon.wait_log("duetd1.toml:1: unknown key `nonsense`");
+    daemon.wait_log("duetd1.toml:1:1: unknown key `nonsense`");
     fs::write(site.config(1), format!("{good}\n[log]\nlevel = \"info,duet_node=debug\"\n")).unwrap();
     daemon.signal("HUP");
     daemon.wait_log("\"directives\":\"info,duet_node=debug\"");

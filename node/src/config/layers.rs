@@ -1,83 +1,74 @@
 //! The layers: defaults, file, environment, flags, each above the one before; every value remembers where it came from.
 
-use std::{collections::BTreeMap, fmt, net::SocketAddr, path::Path};
-
-use clap::{Arg, ArgMatches, Command, parser::ValueSource};
-use duet_proto::{Mode, NamespaceName, NodeId};
-use toml::de::{DeTable, DeValue};
-
-use super::{
-    ConfigError,
-    keys::{KEYS, Key, Kind},
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
 };
 
-/// Where a value was set.
-#[derive(Clone, Debug)]
-pub(super) enum Origin {
-    Default,
-    File { path: String, line: usize },
-    Variable(String),
-    Flag(String),
-}
+use clap::{Arg, ArgMatches, Command, ValueHint, parser::ValueSource};
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue},
+};
 
-impl fmt::Display for Origin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Origin::Default => f.write_str("default"),
-            Origin::File { path, line } => write!(f, "{path}:{line}"),
-            Origin::Variable(name) => f.write_str(name),
-            Origin::Flag(name) => write!(f, "--{name}"),
-        }
-    }
-}
+use super::{
+    fault::{Fault, Origin, Source},
+    keys::{KEYS, Key, Kind, SECTIONS},
+    values::{Read, Value, from_text, from_toml},
+};
 
-/// A checked value.
-#[derive(Clone, Debug)]
-pub(super) enum Value {
-    Text(String),
-    Socket(SocketAddr),
-    Number(u64),
-    Founders(BTreeMap<NodeId, String>),
-    Modes(BTreeMap<NamespaceName, Mode>),
-}
+/// From so alike on (Jaro-Winkler: 0 nothing alike, 1 the same) one name is taken for a slip of the other.
+const ALIKE: f64 = 0.8;
 
-/// The values that were set, by path of the key.
+/// The values that were set, by path of the key, and what was wrong with others.
 #[derive(Default)]
-pub(super) struct Layers(BTreeMap<&'static str, (Value, Origin)>);
+pub(super) struct Layers {
+    values: BTreeMap<&'static str, (Value, Origin)>,
+    /// Keys of which some value was wrong.
+    pub(super) wrong: BTreeSet<&'static str>,
+    pub(super) faults: Vec<Fault>,
+}
 
 impl Layers {
     /// Every layer in one: defaults, then the file's text, then variables and flags as clap found them.
-    pub(super) fn gather(file: Option<(&Path, &str)>, matches: Option<&ArgMatches>) -> Result<Layers, ConfigError> {
+    pub(super) fn gather(file: Option<(&Path, &str)>, matches: Option<&ArgMatches>) -> Layers {
         let mut layers = Layers::default();
         for key in KEYS {
-            if let Some(default) = key.default {
-                layers.set(key, from_text(key, default), Origin::Default)?;
+            if let Some(default) = key.default() {
+                layers.set(key, from_text(key, default), |_| Origin::Default);
             }
         }
         if let Some((path, text)) = file {
-            layers.read_file(path, text)?;
+            layers.read_file(&Source { path: path.display().to_string(), text });
         }
         if let Some(matches) = matches {
-            layers.read_matches(matches)?;
+            layers.read_matches(matches);
         }
-        Ok(layers)
+        layers
     }
 
     pub(super) fn get(&self, path: &str) -> Option<&(Value, Origin)> {
-        self.0.get(path)
+        self.values.get(path)
     }
 
-    fn set(&mut self, key: &Key, value: Result<Value, String>, origin: Origin) -> Result<(), ConfigError> {
+    /// `origin` is asked for the whole value, or for the part of it that is wrong.
+    fn set(&mut self, key: &Key, value: Read, origin: impl Fn(Option<std::ops::Range<usize>>) -> Origin) {
         match value {
             Ok(value) => {
-                self.0.insert(key.path, (value, origin));
-                Ok(())
+                self.values.insert(key.path, (value, origin(None)));
             }
-            Err(why) => Err(ConfigError::Value { key: key.path.into(), origin: origin.to_string(), why }),
+            Err(all) => {
+                self.wrong.insert(key.path);
+                self.faults.extend(all.into_iter().map(|wrong| Fault::Value {
+                    key: key.path,
+                    origin: origin(wrong.span),
+                    why: wrong.why,
+                }));
+            }
         }
     }
 
-    fn read_matches(&mut self, matches: &ArgMatches) -> Result<(), ConfigError> {
+    fn read_matches(&mut self, matches: &ArgMatches) {
         for key in KEYS {
             let flag = key.flag();
             let Some(text) = matches.get_one::<String>(&flag) else { continue };
@@ -85,156 +76,80 @@ impl Layers {
                 Some(ValueSource::EnvVariable) => Origin::Variable(key.variable()),
                 _ => Origin::Flag(flag),
             };
-            self.set(key, from_text(key, text), origin)?;
+            self.set(key, from_text(key, text), |_| origin.clone());
         }
-        Ok(())
     }
 
-    fn read_file(&mut self, path: &Path, text: &str) -> Result<(), ConfigError> {
-        let path = path.display().to_string();
-        let line = |at: usize| text[..at.min(text.len())].matches('\n').count() + 1;
-        let table = DeTable::parse(text).map_err(|error| ConfigError::Syntax {
-            path: path.clone(),
-            line: error.span().map_or(1, |span| line(span.start)),
+    fn read_file(&mut self, source: &Source<'_>) {
+        let (table, errors) = DeTable::parse_recoverable(source.text);
+        if errors.is_empty() {
+            self.read_table("", source, table.into_inner());
+        }
+        // What can be made of the rest of a file that is not TOML may not be what was meant.
+        self.faults.extend(errors.into_iter().map(|error| Fault::Syntax {
+            at: source.place(&error.span().unwrap_or_default()),
             why: error.message().to_owned(),
-        })?;
-        let mut tables = vec![(String::new(), table.into_inner())];
-        while let Some((prefix, table)) = tables.pop() {
-            for (name, value) in table {
-                let full = format!("{prefix}{}", name.get_ref());
-                let at = line(name.span().start);
-                match (KEYS.iter().find(|key| key.path == full), value.into_inner()) {
-                    (Some(key), value) => {
-                        self.set(key, from_toml(key, &value), Origin::File { path: path.clone(), line: at })?;
-                    }
-                    (None, DeValue::Table(inner)) if is_section(&full) => tables.push((full + ".", inner)),
-                    (None, _) => return Err(ConfigError::UnknownKey { path, line: at, key: full }),
+        }));
+    }
+
+    fn read_table(&mut self, prefix: &str, source: &Source<'_>, table: DeTable<'_>) {
+        for (name, value) in table {
+            let full = format!("{prefix}{}", name.get_ref());
+            if let Some(key) = KEYS.iter().find(|key| key.path == full) {
+                let whole = position(&value, &name);
+                let read = from_toml(key, &value);
+                self.set(key, read, |part| Origin::File(source.place(part.as_ref().unwrap_or(&whole))));
+                continue;
+            }
+            match value.into_inner() {
+                DeValue::Table(inner) if is_section(&full) => self.read_table(&(full + "."), source, inner),
+                _ => {
+                    let meant = meant(&full);
+                    self.faults.push(Fault::UnknownKey { at: source.place(&name.span()), key: full, meant });
                 }
             }
         }
-        Ok(())
+    }
+}
+
+/// Where a value stands. A list of tables is everywhere: then where its name stands first.
+fn position(value: &Spanned<DeValue<'_>>, name: &Spanned<toml::de::DeString<'_>>) -> std::ops::Range<usize> {
+    match value.get_ref() {
+        DeValue::Array(_) | DeValue::Table(_) => name.span(),
+        _ => value.span(),
     }
 }
 
 fn is_section(path: &str) -> bool {
-    KEYS.iter().any(|key| key.path.strip_prefix(path).is_some_and(|rest| rest.starts_with('.')))
+    SECTIONS.iter().any(|(section, _)| *section == path)
+}
+
+/// The key or section that was probably meant.
+fn meant(unknown: &str) -> Option<String> {
+    let last = |path: &str| path.rsplit('.').next().unwrap_or_default().replace('-', "_");
+    let known = || KEYS.iter().map(|key| key.path).chain(SECTIONS.iter().map(|(section, _)| *section));
+    // Right, but in the wrong table.
+    if let Some(moved) = known().find(|path| last(path) == last(unknown)) {
+        return Some(moved.into());
+    }
+    let alike = known()
+        .map(|path| (strsim::jaro_winkler(path, unknown).max(strsim::jaro_winkler(&last(path), unknown)), path));
+    alike.filter(|(near, _)| *near >= ALIKE).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, path)| path.into())
 }
 
 /// A flag with its variable for every key.
 pub(super) fn flags(command: Command) -> Command {
     command.args(KEYS.iter().map(|key| {
-        let value = match key.kind {
-            Kind::Number { unit: "", .. } => "N".to_owned(),
-            Kind::Number { unit, .. } => unit.to_uppercase(),
-            Kind::Choice(_) => "WORD".into(),
-            Kind::Socket => "IP:PORT".into(),
-            Kind::Founders => "ID=ADDRESS,…".into(),
-            Kind::Modes => "NAME=MODE,…".into(),
-            Kind::Text => "TEXT".into(),
+        let hint = match key.kind {
+            Kind::Path if key.path == "data_dir" => ValueHint::DirPath,
+            Kind::Path => ValueHint::FilePath,
+            _ => ValueHint::Other,
         };
-        Arg::new(key.flag()).long(key.flag()).env(key.variable()).value_name(value).help(key.describe())
+        Arg::new(key.flag())
+            .long(key.flag())
+            .env(key.variable())
+            .value_name(key.placeholder())
+            .value_hint(hint)
+            .help(key.describe())
     }))
-}
-
-fn from_text(key: &Key, text: &str) -> Result<Value, String> {
-    match key.kind {
-        Kind::Text if text.is_empty() => Err("it is empty".into()),
-        Kind::Text => Ok(Value::Text(text.to_owned())),
-        Kind::Socket => text
-            .parse()
-            .map(Value::Socket)
-            .map_err(|_| format!("{text:?} is not an IP address and port, as 0.0.0.0:7400")),
-        Kind::Number { min, max, .. } => {
-            let number = text.parse().map_err(|_| format!("{text:?} is not a whole number"))?;
-            if (min..=max).contains(&number) {
-                Ok(Value::Number(number))
-            } else {
-                Err(format!("{number} is out of bounds: {min} to {max} are allowed"))
-            }
-        }
-        Kind::Choice(words) if words.contains(&text) => Ok(Value::Text(text.to_owned())),
-        Kind::Choice(words) => Err(format!("{text:?} is none of {}", words.join(", "))),
-        Kind::Founders => founders(text.split(',').map(|part| {
-            let (id, address) = part.split_once('=').ok_or_else(|| format!("{part:?} is not ID=HOST:PORT"))?;
-            Ok((id.trim().to_owned(), address.trim().to_owned()))
-        })),
-        Kind::Modes => modes(text.split(',').filter(|part| !part.trim().is_empty()).map(|part| {
-            let (name, mode) = part.split_once('=').ok_or_else(|| format!("{part:?} is not NAME=MODE"))?;
-            Ok((name.trim().to_owned(), mode.trim().to_owned()))
-        })),
-    }
-}
-
-fn from_toml(key: &Key, value: &DeValue<'_>) -> Result<Value, String> {
-    match (key.kind, value) {
-        (Kind::Text | Kind::Socket | Kind::Choice(_), DeValue::String(text)) => from_text(key, text),
-        (Kind::Number { .. }, DeValue::Integer(number)) if number.radix() == 10 => {
-            from_text(key, &plain(number.as_str()))
-        }
-        (Kind::Founders, DeValue::Array(list)) => founders(list.iter().map(|entry| founder(entry.get_ref()))),
-        (Kind::Modes, DeValue::Table(table)) => modes(table.iter().map(|(name, mode)| match mode.get_ref() {
-            DeValue::String(mode) => Ok((name.get_ref().to_string(), mode.to_string())),
-            // `a.b = "strong"` is a table `a` to TOML.
-            _ => Err(format!(
-                "{:?}: \"strong\" or \"eventual\" is expected; a name with a dot needs quotes",
-                name.get_ref()
-            )),
-        })),
-        (Kind::Modes, _) => Err("a table of names and modes is expected".into()),
-        (Kind::Number { .. }, _) => Err("a decimal whole number is expected".into()),
-        (Kind::Founders, _) => Err("[[founders]] tables with id and address are expected".into()),
-        _ => Err("a text in quotes is expected".into()),
-    }
-}
-
-/// TOML writes `1_000`.
-fn plain(number: &str) -> String {
-    number.replace('_', "")
-}
-
-fn founder(entry: &DeValue<'_>) -> Result<(String, String), String> {
-    let DeValue::Table(table) = entry else { return Err("[[founders]] tables are expected".into()) };
-    let (mut id, mut address) = (None, None);
-    for (name, value) in table {
-        match (name.get_ref().as_ref(), value.get_ref()) {
-            ("id", DeValue::Integer(number)) => id = Some(plain(number.as_str())),
-            ("address", DeValue::String(text)) => address = Some(text.to_string()),
-            (other, _) => {
-                return Err(format!("{other:?} in [[founders]]: a number `id` and a text `address` are expected"));
-            }
-        }
-    }
-    Ok((id.ok_or("a founder without `id`")?, address.ok_or("a founder without `address`")?))
-}
-
-fn founders(list: impl Iterator<Item = Result<(String, String), String>>) -> Result<Value, String> {
-    let mut found = BTreeMap::new();
-    for entry in list {
-        let (id, address) = entry?;
-        let node: NodeId = id.parse().map_err(|_| format!("{id:?} is not a node id"))?;
-        if node.0 == 0 {
-            return Err("node ids begin at 1".into());
-        }
-        super::check_address(&address)?;
-        if found.values().any(|known| *known == address) {
-            return Err(format!("two founders at {address}"));
-        }
-        if found.insert(node, address).is_some() {
-            return Err(format!("founder {node} is there twice"));
-        }
-    }
-    if found.is_empty() { Err("no founders".into()) } else { Ok(Value::Founders(found)) }
-}
-
-fn modes(list: impl Iterator<Item = Result<(String, String), String>>) -> Result<Value, String> {
-    let mut found = BTreeMap::new();
-    for entry in list {
-        let (name, mode) = entry?;
-        let name: NamespaceName = name.parse().map_err(|error| format!("{error}"))?;
-        let mode: Mode = mode.parse().map_err(|error| format!("namespace {name}: {error}"))?;
-        if found.insert(name.clone(), mode).is_some() {
-            return Err(format!("namespace {name} is there twice"));
-        }
-    }
-    Ok(Value::Modes(found))
 }
