@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use duet_proto::CertificateStatus;
+use duet_proto::{Certificate, CertificateStatus};
 use duet_store::HybridClock;
 use duet_transport::Tls;
 use prometheus_client::{
@@ -16,8 +16,6 @@ use prometheus_client::{
 };
 
 const DAY: i64 = 86_400;
-/// How long before their end certificates are warned of.
-const WARN: i64 = 30 * DAY;
 
 /// What is told of a node's certificates. A clone is the same.
 #[derive(Clone)]
@@ -68,15 +66,19 @@ impl Certificates {
         let status = self.status();
         self.ends(&status)
             .into_iter()
-            .filter(|(_, left)| *left < WARN)
+            .filter(|(_, left)| *left < CertificateStatus::SOON_S)
             .map(|(what, left)| ending(what, left))
             .collect()
     }
 
     /// What ends, and in how many seconds.
-    fn ends(&self, status: &CertificateStatus) -> [(&'static str, i64); 2] {
+    fn ends(&self, status: &CertificateStatus) -> Vec<(&'static str, i64)> {
         let now = i64::try_from(self.clock.wall_ms() / 1000).unwrap_or(i64::MAX);
-        [("node", status.expires - now), ("authority", status.authority_expires - now)]
+        let name = |which| match which {
+            Certificate::Node => "node",
+            Certificate::Authority => "authority",
+        };
+        status.ends(now).map(|(which, left)| (name(which), left)).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

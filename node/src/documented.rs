@@ -10,14 +10,19 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use duet_engine_eventual::{Metrics as EventualMetrics, NodeWord, SpaceWord};
 use duet_engine_strong::Metrics as StrongMetrics;
 use duet_proto::{
-    Boot, ClusterName, Digest, Epoch, EventualStatus, GroupRole, Hlc, MemberProgress, Mode, NamespaceId,
-    NamespaceInfo, NamespaceName, NamespaceStatus, NodeId, NodeStatus, Phase, QuorumHealth, Response,
+    Boot, ClusterName, Consistency, DataRequest, Digest, Epoch, EventualStatus, GroupRole, Hlc, MemberProgress, Mode,
+    Mutation, NamespaceId, NamespaceInfo, NamespaceName, NamespaceStatus, NodeId, NodeStatus, Op, Phase,
+    QuorumHealth, Request, Response,
 };
 use duet_router::Metrics as SwitchMetrics;
-use duet_store::{Committer, HybridClock, SystemClock, memory::MemoryStore};
+use duet_store::{
+    Committer, HybridClock, SystemClock,
+    rocks::{RocksOptions, RocksStore},
+};
 use duet_transport::{CertificateAuthority, Identity, Refusal, Stats, Tls, Validity};
 
 use crate::{
@@ -34,7 +39,7 @@ struct Shape {
 }
 
 /// Labels whose values the tables list.
-const LISTED: &[&str] = &["event", "state", "lane", "direction", "result", "certificate"];
+const LISTED: &[&str] = &["event", "state", "lane", "direction", "result", "certificate", "op", "job"];
 
 fn file(path: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)).unwrap()
@@ -65,6 +70,18 @@ fn replica(name: &str, eventual: Option<EventualStatus>) -> NamespaceStatus {
     }
 }
 
+/// A request to a namespace.
+pub(crate) fn asks(namespace: &str, op: Op) -> Request {
+    Request::Data(DataRequest {
+        namespace: namespace.parse().unwrap(),
+        epoch: Epoch(1),
+        op,
+        attempt: None,
+        token: None,
+        consistency: Consistency::Local,
+    })
+}
+
 fn tls() -> Tls {
     let cluster: ClusterName = "c".parse().unwrap();
     let mut authority = CertificateAuthority::generate(&cluster, Validity::days(10)).unwrap();
@@ -75,35 +92,40 @@ fn tls() -> Tls {
 /// What a node shows that has one of everything.
 fn text() -> String {
     let mut metrics = Metrics::new("1.2.3", 7, "c");
-    let store = MemoryStore::new();
+    let dir = tempfile::tempdir().unwrap();
+    let store = Arc::new(RocksStore::open(dir.path(), &RocksOptions::default()).unwrap());
     let committer = Committer::start_task(store.clone(), Duration::ZERO);
     metrics.collect(Durable { store: store.clone(), committer });
     let clock = HybridClock::open(store, Arc::new(SystemClock), 500).unwrap();
     metrics.collect(Certificates::new(&tls(), clock));
-    metrics.answered("get", &Response::Done, 0.001);
+    for op in [Op::Get { key: Bytes::from_static(b"k") }, Op::Write { mutation: Mutation::delete("k") }] {
+        let asked = metrics.requests.asked(&asks("orders", op), |_| true);
+        metrics.requests.answered(&asked, &Response::Done, Duration::from_millis(1));
+    }
     let eventual = EventualStatus { frontier: vec![(NodeId(2), Hlc::from_millis(1))], ..EventualStatus::default() };
     let orders: NamespaceName = "orders".parse().unwrap();
     let status = NodeStatus {
-        node: NodeId(7),
-        address: String::new(),
-        version: String::new(),
-        boot: Boot(1),
-        uptime_ms: 0,
-        disk_free: 5,
-        disk_full: false,
-        connected: vec![],
         namespaces: vec![replica("carts", Some(eventual)), replica("orders", None)],
         expected: vec![(orders.clone(), Mode::Strong)],
-        certificates: Default::default(),
+        ..NodeStatus::default()
     };
     let word = SpaceWord { epoch: Epoch(1), mode: Mode::Eventual, frontier: 0, digest: Digest::default(), lag_ms: 1 };
     let word = NodeWord { alive: true, boot: Boot(1), namespaces: BTreeMap::from([(NamespaceId(1), word)]) };
-    let catalog: &[NamespaceInfo] = &[];
+    let catalog = [NamespaceInfo {
+        id: NamespaceId(1),
+        name: orders.clone(),
+        mode: Mode::Strong,
+        epoch: Epoch(1),
+        phase: Phase::Stable,
+        members: vec![],
+        copies: 1,
+        leader: None,
+    }];
     let seen = Seen {
         ready: true,
         hlc_drift_ms: 0,
         status: &status,
-        catalog,
+        catalog: &catalog,
         late: &[(orders, 5)],
         strong: &StrongMetrics::default(),
         eventual: &EventualMetrics::default(),

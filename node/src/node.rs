@@ -14,7 +14,7 @@ use std::{
 
 use duet_engine_eventual::{EventualEngine, Handle as EventualHandle};
 use duet_engine_strong::{Handle as StrongHandle, StrongEngine};
-use duet_proto::{Boot, Epoch, Error, LateState, NamespaceId, NamespaceInfo, NamespaceName, NodeId, NodeStatus};
+use duet_proto::{Boot, Epoch, Error, NamespaceId, NamespaceInfo, NamespaceName, NodeId, NodeStatus};
 use duet_router::Router;
 use duet_store::{Committer, DiskGuard, HybridClock, NodeIdentity, Store, StoreError, WallClock, open_node};
 use duet_transport::{Endpoint, Network, Peers, Tls};
@@ -280,8 +280,7 @@ impl Node {
     fn late_waiting(&self) -> Vec<(NamespaceName, u64)> {
         let inner = &*self.inner;
         let count = |info: NamespaceInfo| {
-            let late = inner.eventual.late(info.id, LATE_COUNTED).unwrap_or_default();
-            let waiting = late.iter().filter(|write| write.state == LateState::Waiting).count();
+            let waiting = inner.eventual.stashed(info.id, LATE_COUNTED).map_or(0, |late| late.len());
             (info.name, waiting as u64)
         };
         inner.router.topology().namespaces.into_iter().map(count).filter(|(_, waiting)| *waiting > 0).collect()

@@ -16,7 +16,7 @@ use tokio::{
     time::{Duration, Instant, timeout_at},
 };
 
-use crate::{metrics, node::Node};
+use crate::node::Node;
 
 /// The engines keep to a request's deadline themselves. This much later the node answers for them: whatever goes
 /// wrong behind the router, a client is not left waiting.
@@ -61,19 +61,20 @@ async fn serve(node: Node, mut connection: ClientConnection) {
 
 async fn answer(node: &Node, role: Role, body: Bytes, reply: ReplySender) {
     let arrived = Instant::now();
-    let (id, kind, response) = match frame::decode::<RequestFrame>(&body) {
+    let requests = &node.counters().requests;
+    let (id, asked, response) = match frame::decode::<RequestFrame>(&body) {
         Ok(RequestFrame { id, timeout_ms, request }) => {
-            let kind = metrics::kind(&request);
+            let asked = requests.asked(&request, |name| node.router().view().namespace(name).is_some());
             let wait = Duration::from_millis(timeout_ms.into()).min(node.config().timing.request);
             node.counters().in_flight.inc();
             let response = perform(node, role, request, arrived, wait).await;
             node.counters().in_flight.dec();
-            (id, kind, response.unwrap_or_else(Response::Error))
+            (id, asked, response.unwrap_or_else(Response::Error))
         }
         // The frame's length was right, so the next one can be read: this one alone is refused.
-        Err(error) => (frame::id_of(&body).unwrap_or_default(), "malformed", Response::Error(error)),
+        Err(error) => (frame::id_of(&body).unwrap_or_default(), requests.malformed(), Response::Error(error)),
     };
-    node.counters().answered(kind, &response, arrived.elapsed().as_secs_f64());
+    requests.answered(&asked, &response, arrived.elapsed());
     reply.send(frame::encode(&ResponseFrame { id, response }));
 }
 

@@ -32,7 +32,8 @@ pub use request::{
 pub use response::{Answer, Entry, Meta, NamespaceInfo, NodeInfo, Outcome, Phase, Response, Topology, TxnResult};
 pub use stamp::Stamp;
 pub use status::{
-    CertificateStatus, EventualStatus, GroupRole, MemberProgress, NamespaceStatus, NodeStatus, QuorumHealth,
+    Certificate, CertificateStatus, EventualStatus, GroupRole, MemberProgress, NamespaceStatus, NodeStatus,
+    QuorumHealth,
 };
 pub use switch::{BaseInfo, LateState, LateWrite, SwitchInfo, SwitchPast, SwitchProgress, SwitchStep};
 

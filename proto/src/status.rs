@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::{Boot, ClockFault, Digest, Epoch, Hlc, Mode, NamespaceId, NamespaceName, NodeId, Phase};
 
 /// The state of one node, as it sees itself.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeStatus {
     /// The node.
     pub node: NodeId,
@@ -42,6 +42,27 @@ pub struct CertificateStatus {
     pub revoked: u64,
     /// Why those in its files now are not the ones that it uses, if they are not.
     pub fault: Option<String>,
+}
+
+/// One of the certificates that a node goes by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Certificate {
+    /// The node's own.
+    Node,
+    /// That of the authority which issued it.
+    Authority,
+}
+
+impl CertificateStatus {
+    /// From so long before its end on, in seconds, a certificate is warned of: thirty days.
+    pub const SOON_S: i64 = 30 * 24 * 3600;
+
+    /// In how many seconds each certificate ends, below zero once it has, at a time in seconds since the Unix epoch. Of
+    /// one of whose end nothing is said there is nothing.
+    pub fn ends(&self, now_s: i64) -> impl Iterator<Item = (Certificate, i64)> {
+        let ends = [(Certificate::Node, self.expires), (Certificate::Authority, self.authority_expires)];
+        ends.into_iter().filter(|(_, end)| *end != 0).map(move |(which, end)| (which, end.saturating_sub(now_s)))
+    }
 }
 
 /// One replica of a namespace.

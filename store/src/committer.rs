@@ -64,6 +64,8 @@ pub struct CommitStats {
     pub busy_us: u64,
     /// How many groups took up to 1, 2, 4, … 2^14 milliseconds, and longer.
     pub took_ms: [u64; 16],
+    /// How many groups held up to 1, 2, 4, … 2^14 batches, and more.
+    pub held: [u64; 16],
 }
 
 #[derive(Default)]
@@ -76,6 +78,7 @@ struct Shared {
     bytes: AtomicU64,
     busy_us: AtomicU64,
     took_ms: [AtomicU64; 16],
+    held: [AtomicU64; 16],
 }
 
 impl fmt::Debug for Committer {
@@ -212,6 +215,7 @@ impl Committer {
             bytes: read(&shared.bytes),
             busy_us: read(&shared.busy_us),
             took_ms: std::array::from_fn(|i| read(&shared.took_ms[i])),
+            held: std::array::from_fn(|i| read(&shared.held[i])),
         }
     }
 }
@@ -285,11 +289,13 @@ impl Worker {
         let took = started.elapsed();
         let count = dones.len() as u64;
         let bucket = (took.as_micros().div_ceil(1000).max(1).next_power_of_two().ilog2() as usize).min(15);
+        let size = (count.max(1).next_power_of_two().ilog2() as usize).min(15);
         self.shared.groups.fetch_add(1, Ordering::Relaxed);
         self.shared.batches.fetch_add(count, Ordering::Relaxed);
         self.shared.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         self.shared.busy_us.fetch_add(took.as_micros() as u64, Ordering::Relaxed);
         self.shared.took_ms[bucket].fetch_add(1, Ordering::Relaxed);
+        self.shared.held[size].fetch_add(1, Ordering::Relaxed);
         self.shared.queued.fetch_sub(count, Ordering::Relaxed);
         for done in dones {
             done(result.clone());

@@ -40,4 +40,4 @@ pub use committer::{CommitStats, Committed, Committer};
 pub use disk::{DiskFull, DiskGuard};
 pub use error::StoreError;
 pub use identity::{NodeIdentity, open_node, read_identity};
-pub use store::{Scan, Snapshot, Store, StoreStats, View};
+pub use store::{FamilyTables, Level, Scan, Snapshot, Store, StoreStats, Tables, View};

@@ -7,6 +7,7 @@
 //! itself: whatever age of it survives, it claims no more than was durable.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     fs::{self, File, OpenOptions},
     io,
@@ -26,7 +27,9 @@ use rocksdb::{
 };
 use self_cell::self_cell;
 
-use crate::{Batch, Edit, Family, Scan, Snapshot, Store, StoreError, StoreStats, View, layout};
+use crate::{
+    Batch, Edit, Family, FamilyTables, Level, Scan, Snapshot, Store, StoreError, StoreStats, Tables, View, layout,
+};
 
 /// How much RocksDB may use. The defaults keep an idle node well under 100 MiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,6 +118,37 @@ impl RocksStore {
         let handle = self.db.cf_handle(Family::Data.name());
         handle.and_then(|h| self.db.property_int_value_cf(h, property).ok().flatten()).unwrap_or(0)
     }
+
+    /// A family's memtables and table files; the files are those of `levels`, which are of every family.
+    fn family(&self, family: Family, levels: &BTreeMap<(String, usize), Level>) -> FamilyTables {
+        let of = |level| levels.get(&(family.name().to_owned(), level)).copied();
+        let deepest = levels.keys().filter(|(name, _)| name == family.name()).map(|(_, level)| *level).max();
+        let memtables = self
+            .db
+            .cf_handle(family.name())
+            .and_then(|handle| self.db.property_int_value_cf(handle, properties::SIZE_ALL_MEM_TABLES).ok().flatten());
+        FamilyTables {
+            family,
+            memtable_bytes: memtables.unwrap_or(0),
+            levels: (0..=deepest.unwrap_or(0)).map(|level| of(level).unwrap_or_default()).collect(),
+        }
+    }
+
+    /// How often writes to a family were slowed down, and how often stopped.
+    fn stalls(&self, family: Family) -> (u64, u64) {
+        let handle = self.db.cf_handle(family.name());
+        let text = handle.and_then(|h| self.db.property_value_cf(h, WRITE_STALLS).ok().flatten()).unwrap_or_default();
+        (counted(&text, "total-delays"), counted(&text, "total-stops"))
+    }
+}
+
+/// The property that has no name in the bindings.
+const WRITE_STALLS: &str = "rocksdb.cf-write-stall-stats";
+
+/// A number in `…, name: number, …`; 0 if it is not there.
+fn counted(text: &str, name: &str) -> u64 {
+    let found = text.split([',', '\n']).filter_map(|part| part.rsplit_once(": "));
+    found.filter(|(before, _)| before.trim().ends_with(name)).find_map(|(_, n)| n.trim().parse().ok()).unwrap_or(0)
 }
 
 impl View for RocksStore {
@@ -191,6 +225,30 @@ impl Store for RocksStore {
             stalled: self.figure(properties::IS_WRITE_STOPPED) > 0
                 || self.figure(properties::ACTUAL_DELAYED_WRITE_RATE) > 0,
         }
+    }
+
+    fn tables(&self) -> Option<Tables> {
+        let mut levels: BTreeMap<(String, usize), Level> = BTreeMap::new();
+        for file in self.db.live_files().unwrap_or_default() {
+            let level = usize::try_from(file.level).unwrap_or(0);
+            let of = levels.entry((file.column_family_name, level)).or_default();
+            of.files += 1;
+            of.bytes += file.size as u64;
+        }
+        let stalls = Family::ALL.map(|family| self.stalls(family));
+        // What concerns the database and no family is counted at the default one.
+        let whole = |property| self.db.property_int_value(property).ok().flatten().unwrap_or(0);
+        Some(Tables {
+            families: Family::ALL.map(|family| self.family(family, &levels)).into(),
+            cache_used: self.figure(properties::BLOCK_CACHE_USAGE),
+            cache_pinned: self.figure(properties::BLOCK_CACHE_PINNED_USAGE),
+            cache_capacity: self.figure(properties::BLOCK_CACHE_CAPACITY),
+            flushes: whole(properties::NUM_RUNNING_FLUSHES),
+            compactions: whole(properties::NUM_RUNNING_COMPACTIONS),
+            background_errors: whole(properties::BACKGROUND_ERRORS),
+            slowdowns: stalls.iter().map(|(slowed, _)| slowed).sum(),
+            stops: stalls.iter().map(|(_, stopped)| stopped).sum(),
+        })
     }
 
     fn poisoned(&self) -> Option<StoreError> {
@@ -377,4 +435,24 @@ fn failure(doing: &str, error: &rocksdb::Error) -> StoreError {
 fn io_error(doing: &str, path: &Path, error: &io::Error) -> StoreError {
     let what = format!("{doing} {}: {error}", path.display());
     if error.kind() == io::ErrorKind::StorageFull { StoreError::Full { what } } else { StoreError::Io { what } }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stalls_are_read_from_what_rocksdb_says() {
+        let text = "Write Stall (count): cf-l0-file-count-limit-delays-with-ongoing-compaction: 1, total-delays: 7, \
+                    total-stops: 2\n";
+        assert_eq!(
+            (counted(text, "total-delays"), counted(text, "total-stops"), counted("", "total-stops")),
+            (7, 2, 0)
+        );
+        let dir = tempfile::tempdir().unwrap();
+        let store = RocksStore::open(dir.path(), &RocksOptions::default()).unwrap();
+        let text =
+            store.db.property_value_cf(handle(&store.db, Family::Data).unwrap(), WRITE_STALLS).unwrap().unwrap();
+        assert!(text.contains("total-delays: 0") && text.contains("total-stops: 0"), "{text}");
+    }
 }

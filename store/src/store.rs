@@ -68,6 +68,11 @@ pub trait Store: View + Send + Sync + 'static {
     /// Figures for metrics.
     fn stats(&self) -> StoreStats;
 
+    /// How it keeps its tables, for metrics; `None` for a store that has none. Costs more than [`Store::stats`].
+    fn tables(&self) -> Option<Tables> {
+        None
+    }
+
     /// The failure after which this store takes no more writes, if there was one.
     fn poisoned(&self) -> Option<StoreError>;
 }
@@ -93,4 +98,47 @@ pub struct StoreStats {
     pub data_keys: u64,
     /// Writes are slowed down or stopped until compaction catches up.
     pub stalled: bool,
+}
+
+/// Tables that are sorted in the background. Counters count from the opening.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tables {
+    /// Each family's.
+    pub families: Vec<FamilyTables>,
+    /// Bytes in the cache of blocks.
+    pub cache_used: u64,
+    /// Bytes of them that cannot be given up now.
+    pub cache_pinned: u64,
+    /// Bytes that it may hold.
+    pub cache_capacity: u64,
+    /// Flushes that run now.
+    pub flushes: u64,
+    /// Compactions that run now.
+    pub compactions: u64,
+    /// Flushes and compactions that failed.
+    pub background_errors: u64,
+    /// How often writes were slowed down for compaction to keep up.
+    pub slowdowns: u64,
+    /// How often they were stopped for it.
+    pub stops: u64,
+}
+
+/// The tables of one family.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FamilyTables {
+    /// The family.
+    pub family: Family,
+    /// Bytes in memory that are in no table file yet.
+    pub memtable_bytes: u64,
+    /// By level, from 0 to the deepest that holds a file; level 0 always.
+    pub levels: Vec<Level>,
+}
+
+/// The table files of one level.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Level {
+    /// How many.
+    pub files: u64,
+    /// Their size.
+    pub bytes: u64,
 }

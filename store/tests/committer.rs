@@ -43,6 +43,7 @@ async fn what_waits_shares_one_sync_and_completes_in_order() {
     let stats = committer.stats();
     assert_eq!((stats.batches, stats.groups, stats.queued), (101, 1, 0));
     assert_eq!((stats.busy_us, stats.took_ms[3]), (5000, 1), "five milliseconds lie in the bucket up to eight");
+    assert_eq!((stats.held[7], stats.held.iter().sum()), (1, 1), "101 batches lie in the bucket up to 128");
     assert_eq!(store.stats().syncs, 1);
 }
 

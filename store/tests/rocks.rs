@@ -9,7 +9,10 @@ use std::{
     time::Duration,
 };
 
-use duet_store::{Batch, Committer, Family, Store, StoreError, View, rocks::RocksOptions, rocks::RocksStore};
+use duet_store::{
+    Batch, Committer, Family, Level, Store, StoreError, View,
+    rocks::{RocksOptions, RocksStore},
+};
 
 fn open(path: &Path) -> Result<RocksStore, StoreError> {
     RocksStore::open(path, &RocksOptions::default())
@@ -162,6 +165,28 @@ fn a_damaged_block_is_never_served() {
     let (bad, good): (Vec<_>, Vec<_>) = gets.partition(Result::is_err);
     assert!(!bad.is_empty() && !good.is_empty());
     assert!(bad.into_iter().all(|e| matches!(e, Err(StoreError::Corrupt { .. }))));
+}
+
+#[test]
+fn tables_are_told_of_by_family_and_level() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).unwrap();
+    let log = |store: &RocksStore| {
+        let tables = store.tables().unwrap();
+        assert_eq!(tables.families.iter().map(|of| of.family).collect::<Vec<_>>(), Family::ALL);
+        assert!(tables.cache_capacity >= 24 << 20 && tables.cache_used <= tables.cache_capacity, "{tables:?}");
+        assert_eq!((tables.background_errors, tables.slowdowns, tables.stops), (0, 0, 0));
+        tables.families[Family::RaftLog as usize].clone()
+    };
+    (0..100).for_each(|n| put(&store, n));
+    store.sync().unwrap();
+    let before = log(&store);
+    assert!(before.memtable_bytes > 100_000 && before.levels == [Level::default()], "{before:?}");
+    drop(store);
+    // What is in the log and in no table is put into one as it is opened.
+    let after = log(&open(dir.path()).unwrap());
+    let [first] = after.levels[..] else { panic!("{after:?}") };
+    assert!(first.files == 1 && first.bytes > 100_000 && after.memtable_bytes < before.memtable_bytes, "{after:?}");
 }
 
 #[test]

@@ -376,6 +376,7 @@ async fn collect_big(
     counters: Arc<Counters>,
 ) {
     while let Ok(stream) = connection.accept_uni().await {
+        add(&counters.streams, 1);
         let (connection, memory, into, counters) =
             (connection.clone(), memory.clone(), into.clone(), counters.clone());
         tokio::spawn(async move {

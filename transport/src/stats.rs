@@ -23,6 +23,8 @@ pub struct Stats {
     pub clients: u64,
     /// Requests received from clients.
     pub requests: u64,
+    /// Streams that clients have opened for a large request each.
+    pub streams: u64,
     /// Nodes connected now.
     pub peers: Vec<NodeId>,
     /// Connections to or from peers that came up.
@@ -50,6 +52,7 @@ pub(crate) struct Counters {
     pub(crate) handshakes: AtomicU64,
     pub(crate) clients: AtomicU64,
     pub(crate) requests: AtomicU64,
+    pub(crate) streams: AtomicU64,
     pub(crate) links: AtomicU64,
     pub(crate) lanes: [LaneCounters; Lane::ALL.len()],
 }
@@ -73,6 +76,7 @@ impl Counters {
             handshakes: self.handshakes.load(Relaxed),
             clients: self.clients.load(Relaxed),
             requests: self.requests.load(Relaxed),
+            streams: self.streams.load(Relaxed),
             peers,
             links: self.links.load(Relaxed),
             lanes: std::array::from_fn(|lane| {

@@ -2,33 +2,31 @@
 
 use std::collections::BTreeMap;
 
-use duet_proto::{CertificateStatus, NodeId, NodeStatus};
+use duet_proto::{Certificate, CertificateStatus, NodeId, NodeStatus};
 
 use super::Report;
 
 const DAY_S: i64 = 24 * 3600;
-/// From so long before it ends on, a certificate is spoken of.
-const SOON_S: i64 = 30 * DAY_S;
 
 impl Report {
     /// Takes in what nodes say of their certificates, at a time in seconds since 1970.
     pub fn tell_of_certificates(&mut self, answers: &BTreeMap<NodeId, Result<NodeStatus, String>>, now_s: i64) {
         for (node, status) in answers.iter().filter_map(|(node, answer)| Some((node, answer.as_ref().ok()?))) {
-            let CertificateStatus { expires, authority_expires, fault, .. } = &status.certificates;
-            for (what, ends) in
-                [("its certificate", *expires), ("the certificate of its authority", *authority_expires)]
-            {
-                // A node that does not say when is none to warn of.
-                match ends.saturating_sub(now_s) {
-                    _ if ends == 0 => {}
-                    left if left <= 0 => self.problems.push(format!("node {node}: {what} has expired")),
-                    left if left < SOON_S => {
+            let certificates = &status.certificates;
+            for (which, left) in certificates.ends(now_s) {
+                let what = match which {
+                    Certificate::Node => "its certificate",
+                    Certificate::Authority => "the certificate of its authority",
+                };
+                match left {
+                    ..=0 => self.problems.push(format!("node {node}: {what} has expired")),
+                    1..CertificateStatus::SOON_S => {
                         self.notes.push(format!("node {node}: {what} expires in {} days", left / DAY_S));
                     }
                     _ => {}
                 }
             }
-            if let Some(why) = fault {
+            if let Some(why) = &certificates.fault {
                 self.problems.push(format!("node {node}: the certificates in its files are not in use: {why}"));
             }
         }

@@ -75,11 +75,8 @@ fn asked(mode: Mode, replicas: [Option<NamespaceStatus>; 3]) -> (Topology, Answe
             boot: Boot(2),
             uptime_ms: 61_000,
             disk_free: 1 << 30,
-            disk_full: false,
-            connected: vec![],
             namespaces: vec![replica],
-            expected: vec![],
-            certificates: Default::default(),
+            ..NodeStatus::default()
         });
         (node.id, status.ok_or_else(|| "timed out".to_owned()))
     });

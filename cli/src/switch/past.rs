@@ -17,23 +17,10 @@ pub struct Document {
     pub namespace: String,
     pub mode: Mode,
     pub epoch: u32,
-    pub progress: Option<Progress>,
+    pub progress: Option<SwitchProgress>,
     pub base: Option<Base>,
     pub owed: Vec<Owed>,
     pub history: Vec<Past>,
-}
-
-/// A switch under way.
-#[derive(Clone, Debug, Serialize)]
-#[allow(missing_docs)]
-pub struct Progress {
-    pub to: Mode,
-    pub step: SwitchStep,
-    pub attempts: u64,
-    pub asked_ms: u64,
-    pub without: Vec<NodeId>,
-    pub done: Vec<NodeId>,
-    pub waits_for: Vec<NodeId>,
 }
 
 /// What an epoch began with.
@@ -89,18 +76,11 @@ impl Document {
             namespace: info.namespace.name.to_string(),
             mode: info.namespace.mode,
             epoch: info.namespace.epoch.0,
-            progress: info.progress.as_ref().map(Progress::of),
+            progress: info.progress.clone(),
             base: info.base.as_ref().map(Base::of),
             owed: info.owed.iter().map(Owed::of).collect(),
             history: info.history.iter().map(Past::of).collect(),
         }
-    }
-}
-
-impl Progress {
-    fn of(p: &SwitchProgress) -> Progress {
-        let SwitchProgress { to, step, attempts, asked_ms, without, done, waits_for } = p.clone();
-        Progress { to, step, attempts, asked_ms, without, done, waits_for }
     }
 }
 

@@ -365,7 +365,7 @@ impl Look<'_> {
 
 #[cfg(test)]
 mod tests {
-    use duet_proto::{Boot, Epoch, NamespaceInfo, SwitchPast, SwitchProgress, SwitchStep};
+    use duet_proto::{Epoch, NamespaceInfo, SwitchPast, SwitchProgress, SwitchStep};
 
     use super::*;
     use crate::status::tests::replica;
@@ -405,16 +405,8 @@ mod tests {
         let status = |(node, replica): (u32, Option<NamespaceStatus>)| {
             let status = replica.map(|replica| NodeStatus {
                 node: NodeId(node),
-                address: String::new(),
-                version: String::new(),
-                boot: Boot(1),
-                uptime_ms: 1,
-                disk_free: 1,
-                disk_full: false,
-                connected: vec![],
                 namespaces: vec![replica],
-                expected: vec![],
-                certificates: Default::default(),
+                ..NodeStatus::default()
             });
             (NodeId(node), status.ok_or_else(|| "timed out".to_owned()))
         };

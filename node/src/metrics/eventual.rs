@@ -174,7 +174,7 @@ fn converged(
     let unit = Some(&Unit::Seconds);
     let mut metric = out.encode_descriptor("eventual_convergence", help, unit, MetricType::Histogram)?;
     for (of, _, eventual) in replicas {
-        let buckets = super::buckets_of_ms(&eventual.converged_ms);
+        let buckets = super::powers(&eventual.converged_ms, 1e-3);
         let (sum, count) = (seconds(eventual.converged_sum_ms), eventual.converged_ms.iter().sum());
         let labels: Labels = vec![("namespace", of.clone())];
         metric.encode_family(&labels)?.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?;

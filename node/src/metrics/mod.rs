@@ -6,6 +6,7 @@
 
 mod durable;
 mod eventual;
+mod requests;
 mod switch;
 
 use std::{
@@ -18,41 +19,19 @@ use std::{
 
 use duet_engine_eventual::{Metrics as EventualMetrics, NodeWord};
 use duet_engine_strong::Metrics as StrongMetrics;
-use duet_proto::{
-    GroupRole, Mode, NamespaceInfo, NamespaceName, NamespaceStatus, NodeId, NodeStatus, QuorumHealth, Request,
-    Response,
-};
+use duet_proto::{GroupRole, Mode, NamespaceInfo, NamespaceName, NamespaceStatus, NodeId, NodeStatus, QuorumHealth};
 use duet_router::Metrics as SwitchMetrics;
 use duet_transport::{Lane, Stats};
 use prometheus_client::{
     encoding::{EncodeLabelSet, text},
-    metrics::{
-        counter::Counter,
-        family::Family,
-        gauge::Gauge,
-        histogram::{Histogram, exponential_buckets_range},
-        info::Info,
-    },
+    metrics::{counter::Counter, family::Family, gauge::Gauge, info::Info},
     registry::Registry,
 };
 
 pub(crate) use durable::Durable;
 use eventual::Convergence;
+pub(crate) use requests::Requests;
 use switch::Switches;
-
-/// From 50 µs to 10 s.
-type Seconds = Family<Kind, Histogram, fn() -> Histogram>;
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Kind {
-    kind: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Finished {
-    kind: &'static str,
-    outcome: &'static str,
-}
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Replica {
@@ -82,6 +61,12 @@ struct Peer {
 struct LaneOf {
     lane: String,
     direction: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LaneFrames {
+    lane: String,
+    result: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -122,8 +107,8 @@ pub(crate) struct Metrics {
     rendering: Mutex<()>,
     convergence: Convergence,
     switches: Switches,
-    requests: Family<Finished, Counter>,
-    seconds: Seconds,
+    /// Requests that have been served.
+    pub(crate) requests: Requests,
     /// Requests being served.
     pub(crate) in_flight: Gauge,
     connections: Gauge<u64, AtomicU64>,
@@ -150,6 +135,10 @@ pub(crate) struct Metrics {
     word_lag: Family<Member, Gauge<f64, AtomicU64>>,
     word_epoch: Family<Member, Gauge>,
     lanes: Family<LaneOf, Counter>,
+    frames: Family<LaneFrames, Counter>,
+    handshakes: Counter,
+    links: Counter,
+    streams: Counter,
     refusals: Family<Reason, Counter>,
 }
 
@@ -165,12 +154,11 @@ impl Metrics {
         registry.register("build", "The version, the node and its cluster", build);
         let convergence = Convergence::default();
         registry.register_collector(Box::new(convergence.clone()));
+        let requests = Requests::default();
+        registry.register_collector(Box::new(requests.clone()));
         let r = &mut registry;
         let switches = Switches::new(r);
-        let seconds = Seconds::new_with_constructor(|| Histogram::new(exponential_buckets_range(50e-6, 10.0, 16)));
         Metrics {
-            requests: add(r, "requests", "Requests answered, by kind and outcome", Family::default()),
-            seconds: add(r, "request_duration_seconds", "Time from a request's arrival to its answer", seconds),
             in_flight: add(r, "requests_in_flight", "Requests being served", Gauge::default()),
             connections: add(r, "client_connections", "Client connections", Gauge::default()),
             ready: add(r, "ready", "1 if the node serves", Gauge::default()),
@@ -211,8 +199,18 @@ impl Metrics {
             ),
             word_epoch: add(r, "gossip_epoch", "The member's epoch, as gossip has it", Family::default()),
             lanes: add(r, "lane_bytes", "Bytes between nodes, by lane and direction", Family::default()),
+            frames: add(
+                r,
+                "lane_frames",
+                "Frames from other nodes, by lane and what became of them",
+                Family::default(),
+            ),
+            handshakes: add(r, "handshakes", "Handshakes begun by others", Counter::default()),
+            links: add(r, "peer_connections", "Connections with peers that came up", Counter::default()),
+            streams: add(r, "client_streams", "Streams of clients for one large request each", Counter::default()),
             refusals: add(r, "connections_refused", "Connections refused or ended, by reason", Family::default()),
             rendering: Mutex::default(),
+            requests,
             convergence,
             switches,
             // Evaluated last: by now everything is in it.
@@ -225,16 +223,6 @@ impl Metrics {
         self.registry.register_collector(Box::new(collector));
     }
 
-    /// Counts an answered request.
-    pub(crate) fn answered(&self, kind: &'static str, response: &Response, seconds: f64) {
-        let outcome = match response {
-            Response::Error(error) => error.code(),
-            _ => "ok",
-        };
-        self.requests.get_or_create(&Finished { kind, outcome }).inc();
-        self.seconds.get_or_create(&Kind { kind }).observe(seconds);
-    }
-
     /// Everything as text, with the state as it is now.
     ///
     /// # Errors
@@ -242,6 +230,7 @@ impl Metrics {
     pub(crate) fn render(&self, seen: &Seen<'_>) -> Result<String, std::fmt::Error> {
         let _rendering = self.rendering.lock().unwrap_or_else(PoisonError::into_inner);
         self.refresh(seen);
+        self.requests.keep(|name| seen.catalog.iter().any(|info| info.name == *name));
         self.switches.refresh(seen);
         self.refresh_gossip(seen);
         self.mirror_strong(seen.strong);
@@ -255,7 +244,18 @@ impl Metrics {
     /// Puts what the endpoint counts into the registry.
     fn mirror_transport(&self, transport: &Stats) {
         self.connections.set(transport.clients);
+        for (counter, value) in [
+            (&self.handshakes, transport.handshakes),
+            (&self.links, transport.links),
+            (&self.streams, transport.streams),
+        ] {
+            counter.inner().store(value, Ordering::Relaxed);
+        }
         for (lane, stats) in Lane::ALL.iter().zip(&transport.lanes) {
+            for (result, frames) in [("received", stats.received), ("dropped", stats.full)] {
+                let label = LaneFrames { lane: lane.to_string(), result };
+                self.frames.get_or_create(&label).inner().store(frames, Ordering::Relaxed);
+            }
             for (direction, bytes) in [("sent", stats.sent_bytes), ("received", stats.received_bytes)] {
                 let label = LaneOf { lane: lane.to_string(), direction };
                 self.lanes.get_or_create(&label).inner().store(bytes, Ordering::Relaxed);
@@ -386,10 +386,9 @@ impl Metrics {
     }
 }
 
-/// Counts by whole milliseconds as buckets in seconds: number i counts what took up to 2^i ms, the last what took
-/// longer.
-fn buckets_of_ms(counts: &[u64]) -> Vec<(f64, u64)> {
-    let bounds = (0i32..).map(|i| 2f64.powi(i) / 1e3);
+/// Counts by powers of two as buckets: number i counts what came to up to 2^i units, the last what came to more.
+fn powers(counts: &[u64], unit: f64) -> Vec<(f64, u64)> {
+    let bounds = (0i32..).map(|i| 2f64.powi(i) * unit);
     let mut buckets: Vec<(f64, u64)> = bounds.zip(counts.iter().copied()).collect();
     if let Some(last) = buckets.last_mut() {
         last.0 = f64::INFINITY;
@@ -404,23 +403,6 @@ where
 {
     registry.register(name, help, metric.clone());
     metric
-}
-
-/// The label of a request.
-pub(crate) fn kind(request: &Request) -> &'static str {
-    use duet_proto::Op;
-    match request {
-        Request::Topology => "topology",
-        Request::Status => "status",
-        Request::Admin(_) => "admin",
-        Request::Data(data) => match data.op {
-            Op::Get { .. } => "get",
-            Op::Scan { .. } => "scan",
-            Op::Write { .. } => "write",
-            Op::CompareAndSet { .. } => "cas",
-            Op::Transaction { .. } => "txn",
-        },
-    }
 }
 
 fn role(role: GroupRole) -> &'static str {
@@ -444,157 +426,4 @@ fn quorum(health: QuorumHealth) -> &'static str {
 }
 
 #[cfg(test)]
-mod tests {
-    use duet_engine_eventual::SpaceWord;
-    use duet_proto::{
-        Boot, ClockFault, Digest, Epoch, EventualStatus, Hlc, MemberProgress, NamespaceId, NodeId, Phase,
-    };
-
-    use super::*;
-
-    fn status(namespaces: Vec<NamespaceStatus>) -> NodeStatus {
-        NodeStatus {
-            node: NodeId(7),
-            address: String::new(),
-            version: String::new(),
-            boot: Boot(1),
-            uptime_ms: 0,
-            disk_free: 5,
-            disk_full: false,
-            connected: vec![NodeId(1)],
-            namespaces,
-            expected: Vec::new(),
-            certificates: Default::default(),
-        }
-    }
-
-    fn namespace(name: &str, eventual: Option<EventualStatus>) -> NamespaceStatus {
-        let member =
-            MemberProgress { node: NodeId(2), matched: 8, lag: 3, active: true, snapshot: false, learner: false };
-        NamespaceStatus {
-            id: NamespaceId(1),
-            name: NamespaceName::new(name).unwrap(),
-            mode: if eventual.is_some() { Mode::Eventual } else { Mode::Strong },
-            epoch: Epoch(1),
-            phase: Phase::Stable,
-            role: GroupRole::Member,
-            quorum: QuorumHealth::NotNeeded,
-            term: 1,
-            leader: None,
-            last: 11,
-            committed: 11,
-            applied: 11,
-            first: 1,
-            keys: 4,
-            tombstones: 2,
-            digest: Digest::default(),
-            members: vec![member],
-            eventual,
-        }
-    }
-
-    fn shown(metrics: &Metrics, status: &NodeStatus) -> String {
-        let word =
-            SpaceWord { epoch: Epoch(1), mode: Mode::Eventual, frontier: 0, digest: Digest::default(), lag_ms: 2500 };
-        let word = NodeWord { alive: true, boot: Boot(1), namespaces: BTreeMap::from([(NamespaceId(1), word)]) };
-        let seen = Seen {
-            ready: true,
-            hlc_drift_ms: 250,
-            status,
-            catalog: &[],
-            late: &[(NamespaceName::new("orders").unwrap(), 5)],
-            strong: &StrongMetrics::default(),
-            eventual: &EventualMetrics { writes: 9, spaces: 1, ..EventualMetrics::default() },
-            switches: &SwitchMetrics::default(),
-            gossip: &BTreeMap::from([(NodeId(3), word), (NodeId(4), NodeWord::default())]),
-            transport: &Stats::default(),
-        };
-        metrics.render(&seen).unwrap()
-    }
-
-    #[track_caller]
-    fn holds(text: &str, lines: &[&str]) {
-        for line in lines {
-            assert!(text.lines().any(|l| l == *line), "{line} is not in\n{text}");
-        }
-    }
-
-    #[test]
-    fn the_text_shows_counts_and_state() {
-        let metrics = Metrics::new("1.2.3", 7, "c");
-        metrics.answered("get", &Response::Done, 0.001);
-        let text = shown(&metrics, &status(vec![]));
-        holds(
-            &text,
-            &[
-                "duet_build_info{version=\"1.2.3\",node=\"7\",cluster=\"c\"} 1",
-                "duet_requests_total{kind=\"get\",outcome=\"ok\"} 1",
-                "duet_request_duration_seconds_count{kind=\"get\"} 1",
-                "duet_ready 1",
-                "duet_peers_connected 1",
-                "duet_disk_free_bytes 5",
-                "duet_hlc_drift_seconds 0.25",
-            ],
-        );
-    }
-
-    #[test]
-    fn each_mode_has_its_own_figures() {
-        let metrics = Metrics::new("1.2.3", 7, "c");
-        let mut converged_ms = [0; 16];
-        (converged_ms[0], converged_ms[3], converged_ms[15]) = (5, 2, 1);
-        let eventual = EventualStatus {
-            whole: true,
-            lag_ms: 1500,
-            lag_writes: 3,
-            frontier: vec![(NodeId(2), Hlc::from_millis(2500))],
-            clock: Some(ClockFault { ahead_ms: 700, allowed_ms: 500 }),
-            converged_ms,
-            converged_sum_ms: 40_000,
-            conflicts_won: 6,
-            conflicts_lost: 7,
-            fence: Some(9),
-            ..EventualStatus::default()
-        };
-        let both = status(vec![namespace("carts", Some(eventual)), namespace("orders", None)]);
-        let text = shown(&metrics, &both);
-        holds(
-            &text,
-            &[
-                "duet_replica_state{namespace=\"carts\",mode=\"eventual\",role=\"member\",quorum=\"not_needed\"} 1",
-                "duet_namespace_tombstones{namespace=\"carts\"} 2",
-                "duet_namespace_mode{namespace=\"carts\",mode=\"eventual\"} 1",
-                "duet_namespace_mode{namespace=\"orders\",mode=\"strong\"} 1",
-                "duet_namespace_switching{namespace=\"orders\"} 0",
-                "duet_namespace_fenced{namespace=\"carts\"} 1",
-                "duet_late_writes_waiting{namespace=\"orders\"} 5",
-                "duet_eventual_whole{namespace=\"carts\"} 1.0",
-                "duet_eventual_clean{namespace=\"carts\"} 0.0",
-                "duet_eventual_lag_seconds{namespace=\"carts\"} 1.5",
-                "duet_eventual_lag_writes{namespace=\"carts\"} 3.0",
-                "duet_eventual_clock_fault_seconds{namespace=\"carts\"} 0.7",
-                "duet_eventual_member_lag_writes{namespace=\"carts\",member=\"2\"} 3.0",
-                "duet_eventual_frontier_timestamp_seconds{namespace=\"carts\",origin=\"2\"} 2.5",
-                "duet_eventual_conflicts_total{namespace=\"carts\",result=\"won\"} 6",
-                "duet_eventual_conflicts_total{namespace=\"carts\",result=\"lost\"} 7",
-                "duet_eventual_digest_mismatches_total{namespace=\"carts\"} 0",
-                "duet_eventual_sessions_total{namespace=\"carts\",outcome=\"interrupted\"} 0",
-                "duet_eventual_convergence_seconds_bucket{le=\"0.008\",namespace=\"carts\"} 7",
-                "duet_eventual_convergence_seconds_bucket{le=\"+Inf\",namespace=\"carts\"} 8",
-                "duet_eventual_convergence_seconds_sum{namespace=\"carts\"} 40.0",
-                "duet_eventual_replicas{state=\"held\"} 1",
-                "duet_eventual_events_total{event=\"writes\"} 9",
-                "duet_gossip_peer_alive{peer=\"3\"} 1",
-                "duet_gossip_peer_alive{peer=\"4\"} 0",
-                "duet_gossip_lag_seconds{namespace=\"carts\",member=\"3\"} 2.5",
-                "duet_gossip_epoch{namespace=\"carts\",member=\"3\"} 1",
-                "duet_raft_applied_index{namespace=\"orders\"} 11",
-                "duet_raft_member_lag_entries{namespace=\"orders\",member=\"2\"} 3",
-            ],
-        );
-        assert!(!text.contains("duet_raft_term{namespace=\"carts\""), "{text}");
-        assert!(!text.contains("duet_raft_member_lag_entries{namespace=\"carts\""), "{text}");
-        // What is gone is not shown any more.
-        assert!(!shown(&metrics, &status(vec![])).contains("carts"));
-    }
-}
+mod tests;

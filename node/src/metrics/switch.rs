@@ -116,19 +116,7 @@ mod tests {
             leader: None,
         };
         let expected = ["carts", "orders", "nowhere"].map(|name| (name.parse().unwrap(), Mode::Strong));
-        let status = NodeStatus {
-            node: Default::default(),
-            address: String::new(),
-            version: String::new(),
-            boot: Default::default(),
-            uptime_ms: 0,
-            disk_free: 0,
-            disk_full: false,
-            connected: vec![],
-            namespaces: vec![],
-            expected: expected.to_vec(),
-            certificates: Default::default(),
-        };
+        let status = NodeStatus { expected: expected.to_vec(), ..NodeStatus::default() };
         switches.refresh(&Seen {
             ready: true,
             hlc_drift_ms: 0,
