@@ -2,7 +2,9 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use quinn::{ConnectionIdGenerator, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
+use quinn::{
+    ConnectionIdGenerator, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt, crypto::HmacKey,
+};
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -107,24 +109,33 @@ pub(crate) fn transport(limits: &Limits) -> Arc<TransportConfig> {
     Arc::new(config)
 }
 
-pub(crate) fn endpoint(seed: Option<u64>) -> EndpointConfig {
+/// `resets`: what a node signs its stateless resets with. A node that has started anew knows nothing of connections
+/// from before; with the same key as then it can tell their other ends so, which would wait for nothing otherwise until
+/// they are idle for too long.
+pub(crate) fn endpoint(seed: Option<u64>, resets: Option<Arc<dyn HmacKey>>) -> EndpointConfig {
     let mut config = EndpointConfig::default();
     config.max_udp_payload_size(DATAGRAM).ok();
-    if let Some(seed) = seed {
-        let mut random = ChaCha8Rng::seed_from_u64(seed);
-        let mut bytes = [0; 32];
-        random.fill_bytes(&mut bytes);
-        config.rng_seed(Some(bytes));
-        let ids = random.next_u64();
-        config.cid_generator(move || Box::new(SeededIds(ChaCha8Rng::seed_from_u64(ids))));
+    if let Some(key) = resets {
+        config.reset_key(key);
     }
+    let Some(seed) = seed else {
+        // quinn's own ids say which start they are of, and those of an earlier one would not be answered.
+        config.cid_generator(|| Box::new(Ids(ChaCha8Rng::from_os_rng())));
+        return config;
+    };
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    let mut bytes = [0; 32];
+    random.fill_bytes(&mut bytes);
+    config.rng_seed(Some(bytes));
+    let ids = random.next_u64();
+    config.cid_generator(move || Box::new(Ids(ChaCha8Rng::seed_from_u64(ids))));
     config
 }
 
-/// Connection ids from a seed; quinn's own come from the system.
-struct SeededIds(ChaCha8Rng);
+/// Random connection ids.
+struct Ids(ChaCha8Rng);
 
-impl ConnectionIdGenerator for SeededIds {
+impl ConnectionIdGenerator for Ids {
     fn generate_cid(&mut self) -> quinn::ConnectionId {
         let mut id = [0; 8];
         self.0.fill_bytes(&mut id);

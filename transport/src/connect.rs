@@ -224,7 +224,7 @@ impl Inner {
         }
         let any = if to.is_ipv6() { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
         let socket = self.network.bind(SocketAddr::new(any, 0))?;
-        let config = config::endpoint(self.seed);
+        let config = config::endpoint(self.seed, None);
         let endpoint = quinn::Endpoint::new_with_abstract_socket(config, None, socket, self.network.runtime())?;
         Ok(slot.insert(endpoint).clone())
     }

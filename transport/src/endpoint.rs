@@ -102,7 +102,7 @@ impl Endpoint {
         let failed = |source| StartError::Listen { address: listen, source };
         let socket = network.bind(listen).map_err(failed)?;
         let endpoint = quinn::Endpoint::new_with_abstract_socket(
-            config::endpoint(rng_seed),
+            config::endpoint(rng_seed, tls.reset_key()),
             Some(server),
             socket,
             network.runtime(),

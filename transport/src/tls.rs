@@ -3,7 +3,10 @@
 use std::{path::Path, sync::Arc};
 
 use duet_proto::ClusterName;
-use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use quinn::crypto::{
+    CryptoError, HmacKey,
+    rustls::{QuicClientConfig, QuicServerConfig},
+};
 use rustls::{
     DigitallySignedStruct, RootCertStore, SignatureScheme,
     client::{
@@ -11,7 +14,11 @@ use rustls::{
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
         verify_server_cert_signed_by_trust_anchor,
     },
-    crypto::{CryptoProvider, verify_tls13_signature},
+    crypto::{
+        CryptoProvider,
+        tls13::{Hkdf, OkmBlock},
+        verify_tls13_signature,
+    },
     server::{ParsedCertificate, WebPkiClientVerifier, danger::ClientCertVerifier},
     version::TLS13,
 };
@@ -229,6 +236,15 @@ impl Tls {
         Err(TlsError::WrongCluster { expected: cluster.clone(), found: found.clone() })
     }
 
+    /// A key that nobody else has, the same whenever this certificate's private key is.
+    pub(crate) fn reset_key(&self) -> Option<Arc<dyn HmacKey>> {
+        let hkdf = self.inner.provider.cipher_suites.iter().find_map(|suite| suite.tls13())?.hkdf_provider;
+        let mut secret = [0; 32];
+        let private = self.inner.key.secret_der();
+        hkdf.extract_from_secret(None, private).expand_slice(&[b"duet stateless reset"], &mut secret).ok()?;
+        Some(Arc::new(ResetKey { hkdf, key: OkmBlock::new(&secret) }))
+    }
+
     pub(crate) fn server(&self, alpn: &[&[u8]]) -> Result<quinn::ServerConfig, TlsError> {
         let Inner { roots, chain, key, provider, .. } = &*self.inner;
         let verifier = client_verifier(roots, provider).map_err(|e| invalid(Part::Authority, e))?;
@@ -260,6 +276,28 @@ impl Tls {
         config.enable_sni = false;
         let crypto = QuicClientConfig::try_from(config).map_err(|e| invalid(Part::Certificate, e))?;
         Ok(quinn::ClientConfig::new(Arc::new(crypto)))
+    }
+}
+
+/// Signs stateless resets.
+struct ResetKey {
+    hkdf: &'static dyn Hkdf,
+    key: OkmBlock,
+}
+
+impl HmacKey for ResetKey {
+    fn sign(&self, data: &[u8], out: &mut [u8]) {
+        out.copy_from_slice(&self.hkdf.hmac_sign(&self.key, data).as_ref()[..out.len()]);
+    }
+
+    fn signature_len(&self) -> usize {
+        // Every hash of TLS 1.3 has as much.
+        32
+    }
+
+    fn verify(&self, data: &[u8], signature: &[u8]) -> Result<(), CryptoError> {
+        let tag = self.hkdf.hmac_sign(&self.key, data);
+        if tag.as_ref().get(..32) == Some(signature) { Ok(()) } else { Err(CryptoError) }
     }
 }
 

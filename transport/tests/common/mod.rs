@@ -56,8 +56,12 @@ impl World {
 
     /// Starts node `id` at [`address`]`(id)`.
     pub fn node(&mut self, id: u8) -> Endpoint {
+        let tls = self.tls(&Identity::node(cluster(), NodeId(id.into())));
+        self.node_with(id, tls)
+    }
+
+    pub fn node_with(&mut self, id: u8, tls: Tls) -> Endpoint {
         let me = Identity::node(cluster(), NodeId(id.into()));
-        let tls = self.tls(&me);
         self.starts += 1;
         Endpoint::start(Config {
             me,
