@@ -16,7 +16,7 @@ DIR ?= $(CURDIR)/.playground
 BENCH ?= $(CARGO_TARGET_DIR)/bench
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build release demo playground test check fix run-tests sim model figures bench-switch bench-build bench-etcd bench-redis soak clean-playground
+.PHONY: help deps build release demo playground test check fix man deb deb-test run-tests sim model figures bench-switch bench-build bench-etcd bench-redis bench-scale soak clean-playground
 
 help: ## lists the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -44,8 +44,8 @@ check: deps ## formatting, lints, documentation, licences; writes nothing into t
 	 else echo "cargo-deny is not installed: licences and sources are not checked"; fi
 	@if command -v promtool >/dev/null 2>&1; then cd packaging/prometheus && promtool check rules duet.rules.yml && promtool test rules duet.rules.test.yml; \
 	 else echo "promtool is not installed: the alerts are not tested"; fi
-	@if command -v nix-instantiate >/dev/null 2>&1; then nix-instantiate --parse flake.nix >/dev/null && echo "flake.nix parses"; \
-	 else echo "nix-instantiate is not installed: flake.nix is not parsed"; fi
+	@if command -v nix-instantiate >/dev/null 2>&1; then nix-instantiate --parse flake.nix packaging/module.nix >/dev/null && echo "the flake parses"; \
+	 else echo "nix-instantiate is not installed: the flake is not parsed"; fi
 
 fix: ## formats, and applies what clippy can mend by itself
 	cargo fmt --all
@@ -69,6 +69,18 @@ soak: deps ## long forms of what CI runs briefly: both simulations, the model of
 	$(MAKE) sim SEEDS=2000
 	DUET_EVENTUAL_SEEDS=5000 cargo test -p duet-engine-eventual --all-features --test model -- --include-ignored
 
+man: deps ## the manual pages and completions, into the target folder (pages/)
+	cargo run -q -p duet-package -- $(CARGO_TARGET_DIR)/pages
+
+deb: release ## a Debian package, into the target folder (debian/); wants cargo-deb
+	rm -rf $(CARGO_TARGET_DIR)/release/pages
+	cargo run -q -p duet-package -- $(CARGO_TARGET_DIR)/release/pages
+	gzip -9n $(CARGO_TARGET_DIR)/release/pages/man*/*
+	cargo deb --no-build -p duet-package -o $(CARGO_TARGET_DIR)/debian/
+
+deb-test: deb ## installs, runs, upgrades, removes and purges the package in a container of its own; wants root
+	packaging/install-test "$$(ls -t $(CARGO_TARGET_DIR)/debian/duet_*.deb | head -n 1)"
+
 figures: build ## measures what the README claims (several minutes)
 	DUET_BIN_DIR=$(BIN) cargo run -p duet-tests --all-features --bin figures
 
@@ -79,16 +91,20 @@ bench-switch: build ## for how long clients wait at a switch, by size and diverg
 bench-build: release
 	cargo build --release -p duet-bench --features peers --bins
 
-# ROUNDS=5 SECONDS=5 of each measurement, CONNECTIONS=1 of Duet's clients, SHORT=1 for a quick look.
+# ROUNDS=5 SECONDS=5 of each measurement, CONNECTIONS=1 of Duet's clients, RECORDS=10000000 of bench-scale, SHORT=1 for a
+# quick look.
 BESIDE = DUET_BIN_DIR=$(CARGO_TARGET_DIR)/release
 ASKED = $(BENCH) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SECONDS),--seconds $(SECONDS)) \
-        $(if $(CONNECTIONS),--connections $(CONNECTIONS)) $(if $(SHORT),--short)
+        $(if $(CONNECTIONS),--connections $(CONNECTIONS)) $(if $(RECORDS),--records $(RECORDS)) $(if $(SHORT),--short)
 
 bench-etcd: bench-build ## the same load before Duet and etcd, in turns: ROUNDS=5 SECONDS=5, BENCH=folder, SHORT=1
 	$(BESIDE) $(CARGO_TARGET_DIR)/release/bench-etcd $(ASKED)
 
 bench-redis: bench-build ## the same before Duet and redis, plain and over TLS
 	$(BESIDE) $(CARGO_TARGET_DIR)/release/bench-redis $(ASKED)
+
+bench-scale: bench-build ## ten million records beside a hundred thousand, a hundred namespaces beside one: RECORDS=10000000
+	$(BESIDE) $(CARGO_TARGET_DIR)/release/bench-scale $(ASKED)
 
 clean-playground: ## removes the playground's directory
 	rm -rf $(DIR)

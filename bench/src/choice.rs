@@ -55,7 +55,6 @@ impl Choice {
     pub fn new(spread: Spread, n: u64) -> Choice {
         let n = n.max(1);
         let zipf = (spread != Spread::Uniform).then(|| {
-            let zeta = |n: u64| (1..=n).map(|i| 1.0 / (i as f64).powf(THETA)).sum::<f64>();
             let all = zeta(n);
             let eta = (1.0 - (2.0 / n as f64).powf(1.0 - THETA)) / (1.0 - zeta(2) / all);
             Arc::new(Zipf { zeta: all, alpha: 1.0 / (1.0 - THETA), eta })
@@ -77,6 +76,14 @@ impl Choice {
             _ => scatter(rank) % self.n,
         }
     }
+}
+
+/// The sum of 1 / i^theta up to `n`; from a million on as an integral, which is as good there.
+fn zeta(n: u64) -> f64 {
+    let summed = n.min(1_000_000);
+    let sum: f64 = (1..=summed).map(|i| (i as f64).powf(-THETA)).sum();
+    let integral = |x: u64| (x as f64 + 0.5).powf(1.0 - THETA) / (1.0 - THETA);
+    sum + integral(n) - integral(summed)
 }
 
 /// SplitMix64's finalizer: a bijection of 64 bits.
@@ -112,6 +119,12 @@ mod tests {
         let weights: Vec<f64> = (1..=n).map(|rank| f64::from(rank).powf(-THETA)).collect();
         let all: f64 = weights.iter().sum();
         weights.into_iter().map(|weight| weight / all).collect()
+    }
+
+    #[test]
+    fn a_large_sum_is_as_if_it_were_added_up() {
+        let added: f64 = (1..=2_000_000_u32).map(|i| f64::from(i).powf(-THETA)).sum();
+        assert!((zeta(2_000_000) - added).abs() < 1e-6, "{} is not {added}", zeta(2_000_000));
     }
 
     #[test]

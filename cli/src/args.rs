@@ -1,14 +1,18 @@
 //! What can be written on the command line, and nothing of what it does.
 
+mod bench;
 mod ns;
 
 use std::{ffi::OsString, os::unix::ffi::OsStringExt, path::PathBuf, time::Duration};
 
 use bytes::Bytes;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use duet_proto::{ClusterName, Mode, NamespaceName, NodeId, Role, Stamp};
+use duet_proto::{ClusterName, NamespaceName, NodeId, Role, Stamp};
 
-pub use self::ns::{Node, Ns, Switch, Verify};
+pub use self::{
+    bench::Bench,
+    ns::{Node, Ns, Switch, Verify},
+};
 use crate::{files::Format, text::unescape};
 
 /// Reads and writes a Duet cluster, and looks after it.
@@ -94,7 +98,7 @@ pub enum Command {
     Status,
     /// The same as a live screen: nodes, namespaces, rates, switches, problems
     Top(Top),
-    /// Measure a cluster: closed loop, latency percentiles
+    /// Measure a cluster: YCSB's workloads and plain ones, latency percentiles
     Bench(Bench),
     /// Certificates: make an authority, issue certificates
     #[command(subcommand)]
@@ -306,74 +310,6 @@ pub struct Top {
     /// How long to wait before the cluster is looked at again
     #[arg(long, default_value = "2s", value_parser = duration, value_name = "TIME")]
     pub interval: Duration,
-}
-
-/// What a benchmark does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Workload {
-    /// Writes.
-    Put,
-    /// Reads.
-    Get,
-    /// Half reads, half writes (see --reads).
-    Mixed,
-    /// Short scans.
-    Scan,
-    /// Read, then compare and set.
-    Cas,
-}
-
-/// How a benchmark chooses keys.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Spread {
-    /// Every key alike.
-    Uniform,
-    /// A few keys often, after YCSB (theta 0.99).
-    Zipfian,
-}
-
-#[derive(Clone, Debug, Args)]
-#[allow(missing_docs)]
-pub struct Bench {
-    /// The namespace; created, and deleted afterwards, unless it exists
-    #[arg(default_value = "bench")]
-    pub namespace: NamespaceName,
-    /// What to do
-    #[arg(long, default_value = "put")]
-    pub workload: Workload,
-    /// How keys are chosen
-    #[arg(long, default_value = "uniform")]
-    pub keys_chosen: Spread,
-    /// Mode of the namespace if it is created: strong or eventual
-    #[arg(long, default_value = "strong")]
-    pub mode: Mode,
-    /// Clients, each with one request in flight
-    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=8192))]
-    pub clients: u32,
-    /// Different keys
-    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..))]
-    pub keys: u64,
-    /// Bytes of a value
-    #[arg(long, default_value_t = 256)]
-    pub value_size: usize,
-    /// For how long it measures
-    #[arg(long, default_value = "10s", value_parser = duration, value_name = "TIME")]
-    pub duration: Duration,
-    /// For how long it runs before it measures
-    #[arg(long, default_value = "2s", value_parser = duration, value_name = "TIME")]
-    pub warm_up: Duration,
-    /// Reads among the requests of the mixed workload, in percent
-    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u8).range(0..=100))]
-    pub reads: u8,
-    /// Entries of one scan
-    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
-    pub scan_entries: u32,
-    /// Let reads be answered by whatever the member has applied
-    #[arg(long)]
-    pub local: bool,
-    /// Chooses keys and values
-    #[arg(long, default_value_t = 1)]
-    pub seed: u64,
 }
 
 #[derive(Debug, Subcommand)]

@@ -14,7 +14,6 @@
 
 pub mod args;
 mod bench;
-pub mod choice;
 mod cluster;
 mod demo;
 pub mod failure;
