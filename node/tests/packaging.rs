@@ -1,10 +1,10 @@
-//! What is packaged: the script that finds build dependencies, and the unit's exposure.
+//! What is packaged: the script that finds build dependencies, the unit, its user and folder.
 
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test that cannot go on fails")]
 
 use std::{
     fs,
-    os::unix::fs::{PermissionsExt, symlink},
+    os::unix::fs::{MetadataExt, PermissionsExt, symlink},
     path::{Path, PathBuf},
     process::{Command, Output},
 };
@@ -99,18 +99,83 @@ fn without_apt_the_names_are_given() {
     assert!(stderr(&output).contains("libclang-dev protobuf-compiler"), "{}", stderr(&output));
 }
 
+/// What a command says, or `None` and a word why if the tool is not here.
+fn tool(command: &mut Command) -> Option<Output> {
+    let output = command.output();
+    if output.is_err() {
+        eprintln!("SKIPPED: {} is not installed", command.get_program().to_string_lossy());
+    }
+    output.ok()
+}
+
 #[test]
 fn the_unit_is_hardened() {
-    let unit = packaging("duetd.service");
-    let Ok(output) = Command::new("systemd-analyze").args(["security", "--offline=true"]).arg(unit).output() else {
-        eprintln!("systemd-analyze is not installed: the unit is not scored");
+    let mut analyze = Command::new("systemd-analyze");
+    let Some(output) = tool(analyze.args(["security", "--offline=true"]).arg(packaging("duetd.service"))) else {
         return;
     };
     let text = String::from_utf8_lossy(&output.stdout);
     let Some((_, score)) = text.split_once("Overall exposure level for duetd.service: ") else {
-        eprintln!("this systemd-analyze does not score files: {}", stderr(&output));
+        eprintln!("SKIPPED: this systemd-analyze does not score files: {}", stderr(&output));
         return;
     };
     let score: f32 = score.split_whitespace().next().unwrap().parse().unwrap();
     assert!(score <= 1.5, "exposure {score}");
+}
+
+/// A root file system with what the unit runs, and nothing else.
+fn root() -> tempfile::TempDir {
+    let root = tempfile::tempdir().unwrap();
+    for (path, mode) in [("usr/bin/duetd", 0o755), ("bin/sh", 0o755), ("etc/passwd", 0o644), ("etc/group", 0o644)] {
+        let path = root.path().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, "").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+    root
+}
+
+#[test]
+fn systemd_understands_the_unit() {
+    let root = root();
+    let units = root.path().join("usr/lib/systemd/system");
+    fs::create_dir_all(&units).unwrap();
+    for unit in ["multi-user.target", "network-online.target", "time-sync.target", "sysinit.target", "basic.target"] {
+        fs::write(units.join(unit), "[Unit]\nDescription=A target\n").unwrap();
+    }
+    fs::copy(packaging("duetd.service"), units.join("duetd.service")).unwrap();
+    let mut analyze = Command::new("systemd-analyze");
+    analyze.args(["verify", "--man=no", "--recursive-errors=no", "--root"]).arg(root.path()).arg("duetd.service");
+    let Some(output) = tool(&mut analyze) else { return };
+    assert!(output.status.success() && output.stderr.is_empty(), "{}", stderr(&output));
+}
+
+#[test]
+fn the_user_reads_the_key_and_nobody_else_does() {
+    let root = root();
+    for (name, file) in [("systemd-sysusers", "duet.sysusers"), ("systemd-tmpfiles", "duet.tmpfiles")] {
+        let mut command = Command::new(name);
+        command.arg("--root").arg(root.path());
+        if name == "systemd-tmpfiles" {
+            command.arg("--create");
+        }
+        let Some(output) = tool(command.arg(packaging(file).canonicalize().unwrap())) else { return };
+        if !output.status.success() {
+            eprintln!("SKIPPED: {name} cannot run here: {}", stderr(&output));
+            return;
+        }
+    }
+    let passwd = fs::read_to_string(root.path().join("etc/passwd")).unwrap();
+    let user: Vec<&str> = passwd.lines().find(|line| line.starts_with("duet:")).unwrap().split(':').collect();
+    assert_eq!(user[5..], ["/var/lib/duet", "/usr/sbin/nologin"]);
+    let folder = fs::metadata(root.path().join("etc/duet")).unwrap();
+    assert_eq!((folder.mode() & 0o7777, folder.uid(), folder.gid().to_string().as_str()), (0o750, 0, user[3]));
+}
+
+#[test]
+fn the_scripts_are_sound() {
+    for script in ["deps", "install-test", "debian/postinst", "debian/postrm"] {
+        let output = Command::new("/bin/sh").arg("-n").arg(packaging(script)).output().unwrap();
+        assert!(output.status.success(), "{script}: {}", stderr(&output));
+    }
 }
