@@ -32,7 +32,7 @@ const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 usage, 3 unreachable, 
                           `duet playground` starts a cluster on this machine to try things on.";
 
 const TOP_KEYS: &str = "Keys: q quits, s sorts namespaces by name, lag, writes or keys, r reverses that, / filters them, \
-                        arrows scroll.";
+                        arrows, page up and page down scroll.";
 
 /// How to reach a cluster, and how to answer.
 #[derive(Clone, Debug, Args)]

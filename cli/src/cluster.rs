@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use duet_client::{Client, NewNamespace, SwitchInfo, Topology};
+use duet_client::{Client, ClientError, NewNamespace, SwitchInfo, Topology};
 use duet_proto::{NamespaceId, NamespaceInfo, NamespaceName, NodeId, NodeInfo, NodeStatus, Phase};
 use futures::{StreamExt, stream};
 use serde::Serialize;
@@ -243,6 +243,30 @@ pub(crate) async fn answers(
     client: &Client,
 ) -> Result<(Topology, BTreeMap<NodeId, Result<NodeStatus, String>>), Failure> {
     let status = client.status().await?;
-    let answers = status.nodes.into_iter().map(|node| (node.info.id, node.status.map_err(|e| e.to_string())));
+    let answers = status.nodes.into_iter().map(|node| (node.info.id, node.status.map_err(|e| silence(&e))));
     Ok((status.topology, answers.collect()))
+}
+
+/// Why one node says nothing. That no node could be reached would be true of this one, and read as if of all.
+fn silence(error: &ClientError) -> String {
+    match error {
+        ClientError::Unreachable { tried } => match &tried[..] {
+            [(_, why)] => why.clone(),
+            several => several.iter().map(|(at, why)| format!("{at} ({why})")).collect::<Vec<_>>().join(", "),
+        },
+        other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn that_one_node_is_silent_is_not_told_as_if_all_were() {
+        let tried = |at: &[&str]| at.iter().map(|at| ((*at).to_owned(), "no answer yet".to_owned())).collect();
+        let told = |at: &[&str]| silence(&ClientError::Unreachable { tried: tried(at) });
+        assert_eq!(told(&["a:1"]), "no answer yet");
+        assert_eq!(told(&["a:1", "b:1"]), "a:1 (no answer yet), b:1 (no answer yet)");
+    }
 }

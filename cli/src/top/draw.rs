@@ -1,6 +1,8 @@
 //! The screen as cells of a terminal. Whatever the size, something useful is on it and nothing panics: columns that do
 //! not fit are left out from the least important on, and rows that do not fit are counted.
 
+use std::collections::BTreeMap;
+
 use duet_proto::{Phase, QuorumHealth};
 use ratatui::{
     Frame,
@@ -29,6 +31,8 @@ const PLAIN: Style = Style::new();
 const GAP: u16 = 2;
 /// Below this height there are no keys at the foot, and no empty lines.
 const ROOMY: u16 = 12;
+/// More namespaces than so many of which the same is told are told of in one line.
+const FOLDED: usize = 3;
 
 /// What is shown, and how fresh it is.
 #[derive(Debug)]
@@ -78,8 +82,8 @@ pub(super) fn whole(screen: &Screen, view: &View) -> u16 {
     u16::try_from(rows + 6).unwrap_or(u16::MAX).max(ROOMY)
 }
 
-/// Draws it.
-pub(super) fn draw(frame: &mut Frame<'_>, shown: &Shown<'_>) {
+/// Draws it. Returns which namespaces are on it: how many are scrolled away, and how many rows there are.
+pub(super) fn draw(frame: &mut Frame<'_>, shown: &Shown<'_>) -> (usize, usize) {
     let area = frame.area();
     let (screen, view) = (shown.screen, shown.view);
     let roomy = area.height >= ROOMY;
@@ -87,18 +91,24 @@ pub(super) fn draw(frame: &mut Frame<'_>, shown: &Shown<'_>) {
     let mut top = Pen { frame, y: 0, bottom: area.height.saturating_sub(foot), area };
     top.line(head(shown));
     let gap = usize::from(roomy);
-    let nodes: Vec<Vec<Text>> = screen.nodes.iter().map(node).collect();
     let namespaces: Vec<Vec<Text>> = view.pick(&screen.namespaces).into_iter().map(namespace).collect();
     let messages = messages(screen);
-    let wants = [nodes.len() + 1 + gap, namespaces.len() + 1 + gap, messages.len() + gap];
+    let wants = [screen.nodes.len() + 1 + gap, namespaces.len() + 1 + gap, messages.len() + gap];
     let [for_nodes, for_namespaces, for_messages] = share(top.left(), wants);
+    let mut nodes: Vec<&NodeLine> = screen.nodes.iter().collect();
+    if for_nodes < wants[0] {
+        // Those that something is wrong with must be on it.
+        nodes.sort_by_key(|node| node.reachable && !node.disk_full);
+    }
+    let nodes: Vec<Vec<Text>> = nodes.into_iter().map(node).collect();
     top.table(NODES, &nodes, for_nodes, gap, 0);
-    top.table(NAMESPACES, &namespaces, for_namespaces, gap, view.scrolled);
+    let window = top.table(NAMESPACES, &namespaces, for_namespaces, gap, view.scrolled);
     top.messages(&messages, for_messages, gap);
     if foot > 0 {
         let at = Rect { y: area.height.saturating_sub(1), height: 1, ..area };
         frame.render_widget(Line::styled(keys(view), DIM), at);
     }
+    window
 }
 
 /// How many lines each part gets: as many as it wants, or else messages and nodes a third each at most, and
@@ -142,13 +152,21 @@ impl Pen<'_, '_> {
         }
     }
 
-    /// A table in `height` lines, the first `gap` of them empty. Of rows that do not fit the number is told.
-    fn table(&mut self, columns: &[Column], rows: &[Vec<Text>], height: usize, gap: usize, scrolled: usize) {
+    /// A table in `height` lines, the first `gap` of them empty. Of rows that do not fit the number is told. Returns the
+    /// first one that is there, and how many are.
+    fn table(
+        &mut self,
+        columns: &[Column],
+        rows: &[Vec<Text>],
+        height: usize,
+        gap: usize,
+        scrolled: usize,
+    ) -> (usize, usize) {
         let at = self.take(height);
         let (skip, room) = (gap.min(at.height.into()), usize::from(at.height).saturating_sub(gap));
         // A header without rows tells nothing.
         if room < 2 {
-            return;
+            return (0, 0);
         }
         let at = Rect { y: at.y + skip as u16, height: room as u16, ..at };
         let fits = room - 1;
@@ -179,6 +197,7 @@ impl Pen<'_, '_> {
             };
             self.frame.render_widget(Line::styled(text, DIM), at);
         }
+        (first, shows)
     }
 
     fn messages(&mut self, messages: &[Text], height: usize, gap: usize) {
@@ -242,12 +261,35 @@ fn keys(view: &View) -> String {
     }
     let order = if view.reversed { ", reversed" } else { "" };
     let filter = if view.filter.is_empty() { String::new() } else { format!("   only: {}", view.filter) };
-    format!("q quit   s sort: {}{order}   r reverse   / filter{filter}   ↑↓ scroll", view.sort.word())
+    format!("q quit   s sort: {}{order}   r reverse   / filter{filter}   ↑↓ PgUp PgDn scroll", view.sort.word())
 }
 
 fn messages(screen: &Screen) -> Vec<Text> {
-    let problems = screen.problems.iter().map(|text| (format!("✗ {text}"), BAD));
+    let problems = fold(&screen.problems).into_iter().map(|text| (format!("✗ {text}"), BAD));
     problems.chain(screen.notes.iter().map(|text| (format!("· {text}"), WARN))).collect()
+}
+
+/// What is wrong with many namespaces alike is one line: a node that is down would fill the screen otherwise.
+fn fold(texts: &[String]) -> Vec<String> {
+    let parts = |text: &'_ str| -> Option<(String, String)> {
+        let (name, what) = text.strip_prefix("namespace ")?.split_once(": ")?;
+        Some((name.to_owned(), what.to_owned()))
+    };
+    let mut alike: BTreeMap<String, usize> = BTreeMap::new();
+    texts.iter().filter_map(|text| parts(text)).for_each(|(_, what)| *alike.entry(what).or_default() += 1);
+    let line = |text: &String| {
+        let Some((name, what)) = parts(text) else { return Some(text.clone()) };
+        match alike.get_mut(&what) {
+            Some(count) if *count > FOLDED => {
+                let many = std::mem::take(count);
+                Some(format!("{many} namespaces, {name} among them: {what}"))
+            }
+            // Told by the first of them.
+            Some(0) => None,
+            _ => Some(text.clone()),
+        }
+    };
+    texts.iter().filter_map(line).collect()
 }
 
 fn known<T>(value: Option<T>, text: impl FnOnce(T) -> String) -> Text {
@@ -342,7 +384,7 @@ mod tests {
         let cells: Vec<&str> = row.split_whitespace().collect();
         assert_eq!(cells, ["orders", "strong", "1", "stable", "1", "healthy", "3/3", "2", "2", "1,234"], "{drawn}");
         assert!(drawn.contains("· namespace orders is being switched"), "{drawn}");
-        assert!(drawn.trim_end().ends_with("↑↓ scroll"), "{drawn}");
+        assert!(drawn.trim_end().ends_with("PgDn scroll"), "{drawn}");
     }
 
     #[test]
@@ -357,6 +399,29 @@ mod tests {
             !narrow.contains("VERSION") && narrow.contains("✗ unreachable") && narrow.contains("✗ lost"),
             "{narrow}"
         );
+    }
+
+    #[test]
+    fn a_node_that_is_down_is_on_a_small_screen_and_does_not_fill_it() {
+        let mut screen = screen([Some(9), Some(9), None]);
+        screen.problems = vec!["node 3 is unreachable".into(), "namespace odd: its digests differ".into()];
+        screen.problems.extend((0..40).map(|n| format!("namespace n{n}: not every voter answers")));
+        screen.notes = vec!["namespace orders is being switched".into()];
+        screen.namespaces =
+            (0..50).map(|n| NamespaceLine { name: format!("n{n}"), ..screen.namespaces[0].clone() }).collect();
+        let view = View::default();
+        let drawn = text(60, 14, &shown(&screen, &view));
+        assert!(drawn.contains("✗ unreachable"), "{drawn}");
+        let told: Vec<String> = messages(&screen).into_iter().map(|(text, _)| text).collect();
+        let expected = [
+            "✗ node 3 is unreachable",
+            "✗ namespace odd: its digests differ",
+            "✗ 40 namespaces, n0 among them: not every voter answers",
+            "· namespace orders is being switched",
+        ];
+        assert_eq!(told, expected);
+        screen.problems.truncate(5);
+        assert_eq!(messages(&screen).len(), 6, "three alike are told one by one");
     }
 
     #[test]

@@ -87,7 +87,9 @@ async fn once(client: &Client, options: &Top, printer: Printer) -> Result<Exit, 
 /// A frame as lines of text.
 fn text(width: u16, height: u16, shown: &Shown<'_>) -> String {
     let Ok(mut terminal) = Terminal::new(TestBackend::new(width, height));
-    let Ok(_) = terminal.draw(|frame| draw(frame, shown));
+    let Ok(_) = terminal.draw(|frame| {
+        draw(frame, shown);
+    });
     let buffer = terminal.backend().buffer();
     let cells = |y: u16| (0..width).map(move |x| buffer.cell((x, y)).map_or(" ", |cell| cell.symbol()));
     let lines: Vec<String> = (0..height).map(|y| cells(y).collect::<String>().trim_end().to_owned()).collect();
@@ -179,11 +181,12 @@ impl State {
         }
     }
 
-    fn draw(&self, frame: &mut ratatui::Frame<'_>, elapsed: Duration) {
+    fn draw(&mut self, frame: &mut ratatui::Frame<'_>, elapsed: Duration) {
         let screen = Screen::new(self.before.as_ref(), &self.now);
         let age = elapsed.saturating_sub(self.now.at).as_secs();
         let stale = self.failed.as_deref().map(|why| (why, age));
-        draw(frame, &Shown { screen: &screen, view: &self.view, stale, live: true });
+        let (first, rows) = draw(frame, &Shown { screen: &screen, view: &self.view, stale, live: true });
+        self.view.drawn(first, rows);
     }
 }
 

@@ -72,6 +72,8 @@ pub(super) struct View {
     pub(super) typing: bool,
     /// Namespaces that are scrolled away; drawing keeps some in sight.
     pub(super) scrolled: usize,
+    /// How many there was room for.
+    pub(super) page: usize,
 }
 
 impl View {
@@ -96,11 +98,19 @@ impl View {
             Key::Char('r') => self.reversed = !self.reversed,
             Key::Char('j') | Key::Down => self.scrolled = self.scrolled.saturating_add(1),
             Key::Char('k') | Key::Up => self.scrolled = self.scrolled.saturating_sub(1),
+            Key::PageDown | Key::Char(' ') => self.scrolled = self.scrolled.saturating_add(self.page.max(1)),
+            Key::PageUp => self.scrolled = self.scrolled.saturating_sub(self.page.max(1)),
             Key::Home => self.scrolled = 0,
+            Key::End => self.scrolled = usize::MAX,
             Key::Esc => self.filter.clear(),
             _ => {}
         }
         Then::Draw
+    }
+
+    /// Takes note of what was drawn: who scrolls back begins from there, however often he has scrolled on.
+    pub(super) fn drawn(&mut self, first: usize, rows: usize) {
+        (self.scrolled, self.page) = (first, rows);
     }
 
     /// The namespaces to show, in order. Those that are alike stay in the order of their names.
@@ -160,6 +170,21 @@ mod tests {
         assert_eq!(names(&view), ["carts", "archive", "orders"], "by keys, the other way round");
         press(&mut view, "srs/ar");
         assert_eq!(names(&view), ["archive", "carts"], "by lag, those that match");
+    }
+
+    #[test]
+    fn scrolling_stays_within_what_there_is() {
+        let mut view = View::default();
+        // Thirty namespaces and room for ten.
+        let mut pressed = |key: Key| {
+            view.key(key);
+            let first = view.scrolled.min(20);
+            view.drawn(first, 10);
+            first
+        };
+        let keys = [Key::Down, Key::PageDown, Key::PageDown, Key::Down, Key::Up, Key::PageUp, Key::End, Key::Up];
+        assert_eq!(keys.map(&mut pressed), [1, 11, 20, 20, 19, 9, 20, 19]);
+        assert_eq!([Key::Home, Key::PageUp, Key::Char(' ')].map(pressed), [0, 0, 10]);
     }
 
     #[test]
