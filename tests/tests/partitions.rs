@@ -12,17 +12,6 @@ use duet_tests::process::{Cluster, Direct, Ledger, Link, PATIENCE, Writers, conv
 /// The namespace of every test here.
 const NAMESPACE: &str = "orders";
 
-/// Three nodes in network namespaces, or `None` where these cannot be made.
-fn network() -> Option<Link> {
-    match Link::make(3) {
-        Ok(link) => Some(link),
-        Err(error) => {
-            println!("SKIPPED: network namespaces cannot be made here: {error:#}");
-            None
-        }
-    }
-}
-
 async fn open(cluster: &mut Cluster) -> Result<(Client, Namespace)> {
     let client = cluster.client().await?;
     client.admin().timeout(PATIENCE).create_namespace(NAMESPACE, NewNamespace::strong()).await?;
@@ -60,7 +49,7 @@ async fn without_quorum(direct: &mut Direct, ledger: &Ledger, key: &str) -> Resu
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_cut_from_the_others() -> Result<()> {
-    let Some(link) = network() else { return Ok(()) };
+    let Some(link) = Link::here(3) else { return Ok(()) };
     Cluster::with(link.layout(), async |cluster| {
         let (client, namespace) = open(cluster).await?;
         let ledger = Ledger::new();
@@ -108,7 +97,7 @@ async fn served(direct: &mut Direct, key: &str) -> Result<Option<(duet_proto::St
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_deaf_leader_and_an_unplugged_one() -> Result<()> {
-    let Some(link) = network() else { return Ok(()) };
+    let Some(link) = Link::here(3) else { return Ok(()) };
     Cluster::with(link.layout(), async |cluster| {
         let (client, namespace) = open(cluster).await?;
         let ledger = Ledger::new();
@@ -136,7 +125,7 @@ async fn a_deaf_leader_and_an_unplugged_one() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_node_alone() -> Result<()> {
-    let Some(link) = network() else { return Ok(()) };
+    let Some(link) = Link::here(3) else { return Ok(()) };
     Cluster::with(link.layout(), async |cluster| {
         let (client, namespace) = open(cluster).await?;
         let ledger = Ledger::new();

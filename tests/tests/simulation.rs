@@ -24,25 +24,7 @@ fn part(index: u64, parts: u64) {
     println!("part {index}: {acknowledged} writes acknowledged, {unknown} unknown, {refused} requests refused");
 }
 
-#[test]
-fn seeds_0_mod_4() {
-    part(0, 4);
-}
-
-#[test]
-fn seeds_1_mod_4() {
-    part(1, 4);
-}
-
-#[test]
-fn seeds_2_mod_4() {
-    part(2, 4);
-}
-
-#[test]
-fn seeds_3_mod_4() {
-    part(3, 4);
-}
+duet_tests::seeds_in_four_parts!(part);
 
 #[test]
 fn the_same_seed_is_the_same_run() {

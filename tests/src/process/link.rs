@@ -30,7 +30,7 @@ impl Link {
     /// Makes namespaces for so many nodes.
     ///
     /// # Errors
-    /// If that is not permitted here, or `ip` or `nft` is missing: skip the test.
+    /// If that is not permitted here, or `ip` or `nft` is missing. A test is skipped then: [`Link::here`].
     pub fn make(nodes: u8) -> Result<Link> {
         static MADE: AtomicU8 = AtomicU8::new(0);
         // Interface names have 15 bytes: "d", a process id of 7 digits, a letter and a number.
@@ -40,6 +40,19 @@ impl Link {
         let link = Link { tag: format!("d{pid}{letter}"), subnet, nodes };
         link.build()?;
         Ok(link)
+    }
+
+    /// Namespaces for so many nodes; where none can be made, `None`, and a line that says so.
+    #[must_use]
+    #[allow(clippy::print_stdout, reason = "a test that is skipped says so in its output")]
+    pub fn here(nodes: u8) -> Option<Link> {
+        match Link::make(nodes) {
+            Ok(link) => Some(link),
+            Err(error) => {
+                println!("SKIPPED: network namespaces cannot be made here: {error:#}");
+                None
+            }
+        }
     }
 
     fn build(&self) -> Result<()> {
