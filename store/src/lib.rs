@@ -31,6 +31,8 @@ mod identity;
 pub mod layout;
 pub mod memory;
 #[cfg(feature = "rocks")]
+mod recent;
+#[cfg(feature = "rocks")]
 pub mod rocks;
 mod store;
 

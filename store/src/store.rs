@@ -88,7 +88,7 @@ pub struct StoreStats {
     pub syncs: u64,
     /// Time spent in them, in microseconds. Zero for the memory twin.
     pub sync_us: u64,
-    /// Memory held in memtables, block cache and table readers, in bytes.
+    /// Memory held in memtables, caches and table readers, in bytes.
     pub memory_bytes: u64,
     /// Bytes of table files on disk; for the memory twin, of keys and values.
     pub disk_bytes: u64,
