@@ -139,7 +139,12 @@ pub struct Reload {
 /// # Errors
 /// Why it did not start, or why it ended.
 pub fn run(config: Resolved, reload: &Reload) -> Result<(), Failure> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("duetd").build()?;
+    let threads = config.threads.unwrap_or_else(threads);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads)
+        .enable_all()
+        .thread_name("duetd")
+        .build()?;
     let mut opened = None;
     let result = runtime.block_on(serve(config, reload, &mut opened));
     // Whatever still runs (a stuck name lookup, say) does not hold up the exit.
@@ -148,6 +153,12 @@ pub fn run(config: Resolved, reload: &Reload) -> Result<(), Failure> {
         close(store);
     }
     result
+}
+
+/// Half of the cores: the committer, RocksDB and the kernel's network want the others, and tasks that follow each other
+/// on one thread wake nobody.
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2))
 }
 
 /// Closes the store here and now: RocksDB must not be closing on another thread while the process exits, which ends

@@ -158,6 +158,13 @@ pub(super) const KEYS: &[Key] = &[
         Default("on"),
         "Whether nodes tell each other who lives and how far their eventual namespaces are; nothing depends on it",
     ),
+    key(
+        "threads",
+        number("", 1, 1024),
+        Absent("4"),
+        "Threads that serve requests; without it, half as many as there are cores, and at least one: what writes to the \
+         disk, sorts tables and carries packets has threads of its own",
+    ),
     key("tls.ca", Kind::Path, Refused("ca.pem"), "PEM file: the cluster's certificate authority"),
     key("tls.cert", Kind::Path, Refused("node.pem"), "PEM file: this node's certificate"),
     key("tls.key", Kind::Path, Refused("node.key"), "PEM file: the private key of `tls.cert`"),
@@ -203,8 +210,9 @@ pub(super) const KEYS: &[Key] = &[
     key(
         "disk.cache_bytes",
         number("bytes", 1 << 20, 1 << 40),
-        Default("33554432"),
-        "Memory for the store's block cache",
+        Default("134217728"),
+        "Memory for what was read and written last, half of it for records and half for blocks of the store's tables; \
+         taken as it is needed",
     ),
     key("log.format", Kind::Choice(&["text", "json"]), Default("text"), "How lines are written to standard error"),
     key("log.level", Kind::Directives, Default("info"), "A level, or directives such as `info,duet_node=debug`"),

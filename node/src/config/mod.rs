@@ -61,6 +61,8 @@ pub struct Resolved {
     /// How often it gossips; `None`: not at all. Gossip takes time and chance from the system, so the simulation runs
     /// without.
     pub gossip: Option<Duration>,
+    /// Threads that serve requests; `None`: half as many as there are cores.
+    pub threads: Option<usize>,
     /// Its log.
     pub log: Log,
     /// Its times.
@@ -96,7 +98,7 @@ pub struct Limits {
 pub struct Disk {
     /// Free bytes below which writes are refused.
     pub reserve_bytes: u64,
-    /// The store's block cache, in bytes.
+    /// Memory for records and blocks of the store that were used last, in bytes.
     pub cache_bytes: usize,
 }
 
@@ -158,6 +160,7 @@ impl Resolved {
             limits: read.limits(),
             disk: read.disk(),
             gossip: None,
+            threads: None,
             log: Log { json: false, level: "info".into() },
             timing: read.timing(),
         }
@@ -255,6 +258,7 @@ impl Reader<'_> {
             expect: self.expect(),
             limits: self.limits(),
             disk: self.disk(),
+            threads: Some(self.number("threads") as usize).filter(|threads| *threads > 0),
             gossip: (self.text("gossip")? == "on").then(|| Duration::from_millis(self.number("timing.gossip_ms"))),
             log: Log { json: self.text("log.format")? == "json", level: self.text("log.level")?.to_owned() },
             timing: self.timing(),
