@@ -2,8 +2,9 @@
 
 use bytes::Bytes;
 use duet_client::{Change, Class, ClientError, Error, Expect, KeyRange, Namespace, ScanLimit};
+use futures::{StreamExt, TryStreamExt, stream};
 
-use crate::{Failure, Target};
+use crate::{Failure, Target, target::FILLED_AT_ONCE};
 
 /// A namespace, by way of one client.
 #[derive(Clone, Debug)]
@@ -44,10 +45,8 @@ impl Target for Duet {
             Err(ClientError::Cluster(Error::Unsupported { .. })) => {}
             Err(error) => return Err(error.into()),
         }
-        for (key, value) in entries {
-            self.put(key, value).await?;
-        }
-        Ok(())
+        let puts = stream::iter(entries).map(|(key, value)| self.put(key, value));
+        puts.buffer_unordered(FILLED_AT_ONCE).try_collect().await
     }
 }
 

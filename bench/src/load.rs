@@ -31,8 +31,10 @@ const POOL: usize = 64 << 10;
 const STEP_KEYS: u64 = 100;
 const STEP_BYTES: usize = 256 << 10;
 /// Steps under way at a time, and how often one is tried.
-const FILLERS: usize = 256;
-const FILL_TRIES: u32 = 20;
+const FILLERS: usize = 64;
+const FILL_TRIES: u32 = 30;
+/// The pause before the second try; each further one is as much longer.
+const FILL_PAUSE: Duration = Duration::from_millis(20);
 
 /// What is asked of a target, and how.
 #[derive(Clone, Debug)]
@@ -167,7 +169,7 @@ async fn fill_step<T: Target>(target: &T, entries: Vec<(Bytes, Bytes)>) -> Resul
             Err(failure) if tries == FILL_TRIES => return Err(failure),
             Err(_) => {
                 tries += 1;
-                sleep(BREATH * tries).await;
+                sleep(FILL_PAUSE * tries).await;
             }
         }
     }

@@ -3,6 +3,10 @@
 use std::borrow::Cow;
 
 use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt, stream};
+
+/// Keys of one call of [`Target::fill`] that are under way at a time.
+pub(crate) const FILLED_AT_ONCE: usize = 8;
 
 /// Something that keeps values under keys. A clone is another handle of the same connection.
 pub trait Target: Clone + Send + Sync + 'static {
@@ -22,14 +26,10 @@ pub trait Target: Clone + Send + Sync + 'static {
         async { Err(Failure::unsupported()) }
     }
 
-    /// Writes some keys before anything is measured.
+    /// Writes some keys before anything is measured; as here a few at a time, or better.
     fn fill(&self, entries: Vec<(Bytes, Bytes)>) -> impl Future<Output = Result<(), Failure>> + Send {
-        async {
-            for (key, value) in entries {
-                self.put(key, value).await?;
-            }
-            Ok(())
-        }
+        let puts = stream::iter(entries).map(|(key, value)| self.put(key, value));
+        puts.buffer_unordered(FILLED_AT_ONCE).try_collect()
     }
 }
 

@@ -33,6 +33,8 @@ use crate::{Load, LoadError, Report, Target};
 
 /// Between two measurements, so that what one left to do does not weigh on the next.
 const SETTLE: Duration = Duration::from_millis(500);
+/// After a system was filled: a second for so many keys, at most a minute, for compaction to catch up.
+const SETTLED_KEYS: u64 = 250_000;
 
 /// How much is measured.
 #[derive(Clone, Debug, clap::Parser)]
@@ -116,7 +118,9 @@ impl System {
     /// If that fails.
     pub async fn fill(&self, load: &Load) -> Result<()> {
         tell(&format!("{}: writing {} keys …", self.name, thousands(load.keys as f64)));
-        (self.fill)(load.clone()).await.with_context(|| format!("filling {}", self.name))
+        (self.fill)(load.clone()).await.with_context(|| format!("filling {}", self.name))?;
+        sleep(Duration::from_secs((load.keys / SETTLED_KEYS).min(60))).await;
+        Ok(())
     }
 }
 
