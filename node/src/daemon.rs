@@ -251,7 +251,9 @@ async fn supervise(
                 if stop {
                     return Ok(());
                 }
+                systemd::reloading();
                 reload(again, node, rotation);
+                systemd::ready();
                 systemd::status(&node.in_words().await);
             }
             why = node.failed() => return Err(why),

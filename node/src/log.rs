@@ -1,8 +1,24 @@
-//! The log: lines on standard error, as text or JSON; journald takes them from there.
+//! The log: lines on standard error, as text or JSON. Where that is the journal, each line begins with its priority, as
+//! sd-daemon(3) has it, and leaves out the time, which the journal writes itself: `journalctl -p warning` finds it.
 
-use std::io::{self, IsTerminal};
+use std::{
+    env, fs,
+    io::{self, IsTerminal},
+    os::unix::fs::MetadataExt,
+};
 
-use tracing_subscriber::{EnvFilter, Registry, fmt, layer::SubscriberExt, reload, util::SubscriberInitExt};
+use tracing::{Event, Subscriber};
+use tracing_subscriber::{
+    EnvFilter, Layer, Registry,
+    fmt::{
+        self, FmtContext, FormatEvent, FormatFields,
+        format::{JsonFields, Writer},
+    },
+    layer::SubscriberExt,
+    registry::LookupSpan,
+    reload,
+    util::SubscriberInitExt,
+};
 
 use crate::config::Log;
 
@@ -21,14 +37,60 @@ impl Level {
 /// Directs the process's `tracing` events to standard error. Once per process; a second call changes nothing.
 pub fn install(config: &Log) -> Level {
     let (filter, handle) = reload::Layer::new(EnvFilter::new(&config.level));
-    let registry = tracing_subscriber::registry().with(filter);
-    let installed = if config.json {
-        registry.with(fmt::layer().json().flatten_event(true).with_writer(io::stderr)).try_init()
-    } else {
-        registry.with(fmt::layer().with_ansi(io::stderr().is_terminal()).with_writer(io::stderr)).try_init()
+    let layer = fmt::layer().with_writer(io::stderr);
+    let lines = match (config.json, to_journal()) {
+        (false, false) => layer.with_ansi(io::stderr().is_terminal()).boxed(),
+        (true, false) => layer.json().flatten_event(true).boxed(),
+        (false, true) => layer.with_ansi(false).event_format(Ranked(fmt::format().without_time())).boxed(),
+        (true, true) => {
+            let format = fmt::format().json().flatten_event(true).without_time();
+            layer.fmt_fields(JsonFields::new()).event_format(Ranked(format)).boxed()
+        }
     };
-    if installed.is_err() {
+    if tracing_subscriber::registry().with(filter).with(lines).try_init().is_err() {
         tracing::debug!("a tracing subscriber is installed already");
     }
     Level(handle)
+}
+
+/// What an error's line begins with before there is a log.
+#[must_use]
+pub fn error_mark() -> &'static str {
+    if to_journal() { rank(tracing::Level::ERROR) } else { "" }
+}
+
+/// Whether standard error leads to the journal: systemd says by which socket, and a process whose standard error was
+/// redirected inherits that too.
+fn to_journal() -> bool {
+    let Some(journal) = env::var("JOURNAL_STREAM").ok() else { return false };
+    fs::metadata("/proc/self/fd/2").is_ok_and(|stderr| journal == format!("{}:{}", stderr.dev(), stderr.ino()))
+}
+
+fn rank(level: tracing::Level) -> &'static str {
+    match level {
+        tracing::Level::ERROR => "<3>",
+        tracing::Level::WARN => "<4>",
+        tracing::Level::INFO => "<6>",
+        _ => "<7>",
+    }
+}
+
+/// Lines that begin with their priority.
+struct Ranked<F>(F);
+
+impl<S, N, F> FormatEvent<S, N> for Ranked<F>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+    F: FormatEvent<S, N>,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut to: Writer<'_>,
+        event: &Event<'_>,
+    ) -> std::fmt::Result {
+        to.write_str(rank(*event.metadata().level()))?;
+        self.0.format_event(context, to, event)
+    }
 }

@@ -45,7 +45,8 @@ fn main() -> ExitCode {
 
 /// Before there is a log. An error of several lines is several errors.
 fn refuse(error: &dyn std::error::Error) -> ExitCode {
-    let lines: Vec<String> = error.to_string().lines().map(|line| format!("duetd: {line}")).collect();
+    let lines: Vec<String> =
+        error.to_string().lines().map(|line| format!("{}duetd: {line}", log::error_mark())).collect();
     say(io::stderr(), &lines.join("\n"), ExitCode::from(2))
 }
 

@@ -16,6 +16,14 @@ pub fn ready() {
     tell(&[NotifyState::Ready]);
 }
 
+/// The node reads its configuration again; [`ready`] ends that. `systemctl reload` waits for it.
+pub fn reloading() {
+    // The time tells systemd which of two reloads is meant. Where it cannot be had, a reload is not waited for.
+    if let Ok(now) = NotifyState::monotonic_usec_now() {
+        tell(&[NotifyState::Reloading, now]);
+    }
+}
+
 /// The node has begun to stop, which may take so long.
 pub fn stopping(most: Duration) {
     tell(&[NotifyState::Stopping, extend(most + MARGIN)]);

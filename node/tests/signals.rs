@@ -4,7 +4,11 @@
 
 mod common;
 
-use std::{collections::BTreeSet, fs, os::unix::net::UnixDatagram};
+use std::{
+    collections::BTreeSet,
+    fs,
+    os::unix::{fs::MetadataExt, net::UnixDatagram},
+};
 
 use common::{PATIENCE, Site};
 
@@ -32,10 +36,34 @@ fn systemd_is_told_of_start_life_and_stop() {
     assert!(start.contains("EXTEND_TIMEOUT_USEC=30000000"), "{start:?}");
     until(&socket, "STATUS=ready; 0 strong (leads 0) and 0 eventual namespaces; 0 of 0 peers connected; the node's");
     until(&socket, "WATCHDOG=1");
+    daemon.signal("HUP");
+    until(&socket, "RELOADING=1");
+    until(&socket, "READY=1");
     let stopped = std::thread::spawn(move || daemon.stop());
     let stop = until(&socket, "STOPPING=1");
     assert!(stop.contains("EXTEND_TIMEOUT_USEC=32000000"), "{stop:?}");
     assert_eq!(stopped.join().unwrap(), Some(0));
+}
+
+/// The journal is told how grave a line is, and writes the time itself.
+#[test]
+fn lines_for_the_journal_begin_with_their_priority() {
+    let site = Site::new("c", 1);
+    let log = fs::File::create(site.path("log1")).unwrap().metadata().unwrap();
+    let journal = format!("{}:{}", log.dev(), log.ino());
+    for (format, first) in [("text", "<6> INFO "), ("json", "<6>{\"level\":\"INFO\"")] {
+        fs::write(site.path("log1"), "").unwrap();
+        let mut daemon = site.start_with(1, &["--log-format", format], &[("JOURNAL_STREAM", &journal)]);
+        daemon.wait_ready();
+        fs::rename(site.path("ca.pem"), site.path("away.pem")).unwrap();
+        daemon.signal("HUP");
+        daemon.wait_log("<4>");
+        let text = daemon.log();
+        assert!(text.lines().all(|line| line.starts_with('<')), "{text}");
+        assert!(text.starts_with(first), "{text}");
+        assert_eq!(daemon.stop(), Some(0));
+        fs::rename(site.path("away.pem"), site.path("ca.pem")).unwrap();
+    }
 }
 
 #[test]
