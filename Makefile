@@ -76,6 +76,7 @@ deb: release ## a Debian package, into the target folder (debian/); wants cargo-
 	rm -rf $(CARGO_TARGET_DIR)/release/pages
 	cargo run -q -p duet-package -- $(CARGO_TARGET_DIR)/release/pages
 	gzip -9n $(CARGO_TARGET_DIR)/release/pages/man*/*
+	@cargo deb --version >/dev/null 2>&1 || { echo "cargo-deb is not installed: cargo install cargo-deb --locked" >&2; exit 1; }
 	cargo deb --no-build -p duet-package -o $(CARGO_TARGET_DIR)/debian/
 
 deb-test: deb ## installs, runs, upgrades, removes and purges the package in a container of its own; wants root
