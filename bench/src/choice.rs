@@ -151,7 +151,8 @@ mod tests {
         let shares = shares(Spread::Zipfian, 1000);
         let mut sorted = shares.clone();
         sorted.sort_by(|a, b| b.total_cmp(a));
-        assert!((sorted[0] - law(1000)[0]).abs() < 0.02, "{}", sorted[0]);
+        // 1 / zeta(1000, 0.99), which YCSB's skew makes of the favourite.
+        assert!((sorted[0] - 0.1304).abs() < 0.01, "{}", sorted[0]);
         let at = |share: f64| shares.iter().position(|s| *s == share).unwrap();
         assert!(at(sorted[0]).abs_diff(at(sorted[1])) > 1, "{} and {}", at(sorted[0]), at(sorted[1]));
     }
