@@ -19,7 +19,9 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Err(error) => return refused(&error, &arguments),
     };
     let printer = Printer { format: cli.globals.output };
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    // Nodes on this machine, and what measures them, are to have their share of it.
+    let threads = std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2));
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failed(printer, &error.into()),
     };
