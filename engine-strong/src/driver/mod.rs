@@ -130,11 +130,7 @@ impl Driver {
                 self.next_tick = (self.next_tick + self.config.tick).max(now);
             }
             let step = self.host.step(CHUNKS.min(self.link.bulk_out.capacity()), now);
-            if self.perform(step, now) {
-                // The transport's turn: frames leave before what is committed is applied.
-                tokio::task::yield_now().await;
-            }
-            self.host.apply(now);
+            self.perform(step, now);
             if self.farewell.is_some() && self.is_over(now) {
                 break;
             }
@@ -230,9 +226,7 @@ impl Driver {
         self.clock.tick().map_err(|error| error.at(node))
     }
 
-    /// Hands over what a step wants written and sent. Whether there was something to send.
-    fn perform(&mut self, step: Step, now: Instant) -> bool {
-        let sends = !step.frames.is_empty();
+    fn perform(&mut self, step: Step, now: Instant) {
         // The disk first: it works while the frames travel.
         if let Some(write) = step.write {
             let (batch, held) = write.into_parts();
@@ -250,7 +244,6 @@ impl Driver {
             // Lost pieces are asked for again.
             let _ = self.link.bulk_out.try_send(piece);
         }
-        sends
     }
 
     fn is_over(&mut self, now: Instant) -> bool {

@@ -87,8 +87,6 @@ pub(crate) struct Group {
     pub(super) reads: Reads,
     /// Readies that are not durable yet: the ticket of the write, and the ready's number.
     unsynced: VecDeque<(u64, u64)>,
-    /// Committed, and to be applied as soon as the step's frames and write are on their way.
-    committed: Vec<Entry>,
     /// The write that makes the term and the vote durable.
     vote: Option<u64>,
     rng: ChaCha8Rng,
@@ -144,7 +142,6 @@ impl Group {
             writes: Writes::default(),
             reads: Reads::default(),
             unsynced: VecDeque::new(),
-            committed: Vec::new(),
             vote: None,
             rng: ChaCha8Rng::seed_from_u64(config.seed ^ mix),
             drawn: (u64::MAX, StateRole::Follower, 0),
@@ -299,13 +296,6 @@ impl Group {
             self.draw(cx.config);
         }
         self.notice_leader(cx);
-        Ok(())
-    }
-
-    /// Applies what [`Group::process`] found committed, and answers the reads that waited for it. Whether there is more
-    /// to process.
-    pub(crate) fn settle(&mut self, cx: &mut Cx<'_>) -> Result<bool, Fault> {
-        self.apply(cx)?;
         if self.machine.is_some() {
             for read in self.reads.ready(self.applied()) {
                 self.serve(cx, read);
@@ -314,7 +304,7 @@ impl Group {
             self.raw.mut_store().compact(&mut cut);
             cx.batch.append(cut);
         }
-        Ok(self.raw.has_ready())
+        Ok(())
     }
 
     fn notice_leader(&mut self, cx: &Cx<'_>) {
@@ -371,7 +361,6 @@ impl Group {
         let must_sync = ready.must_sync();
         let mut batch = Batch::new();
         if !ready.snapshot().is_empty() {
-            self.apply(cx)?;
             let place =
                 Place { index: ready.snapshot().get_metadata().index, term: ready.snapshot().get_metadata().term };
             self.put_in_place(place, cx.ticket, &mut batch)?;
@@ -391,7 +380,7 @@ impl Group {
         self.raw.mut_store().append(entries, &mut batch)?;
         let at_once = ready.take_messages();
         let later = ready.take_persisted_messages();
-        self.committed.extend(ready.take_committed_entries());
+        let committed = ready.take_committed_entries();
         for state in ready.take_read_states() {
             self.confirm(&state.request_ctx, state.index, cx);
         }
@@ -414,7 +403,7 @@ impl Group {
         }
         self.send(at_once, false, cx);
         self.send(later, true, cx);
-        Ok(())
+        self.apply(committed, cx)
     }
 
     /// Sends, or holds until what the message promises is durable: everything while the term and the vote are not,
@@ -467,8 +456,7 @@ impl Group {
 
     /// Applies committed entries straight to the store: they are in a quorum's logs, and this one's; the applied
     /// position goes into the same batch, and the store's log keeps it all behind the entries.
-    fn apply(&mut self, cx: &mut Cx<'_>) -> Result<(), Fault> {
-        let entries = std::mem::take(&mut self.committed);
+    fn apply(&mut self, entries: Vec<Entry>, cx: &mut Cx<'_>) -> Result<(), Fault> {
         let Some(last) = entries.last().map(|e| Place { index: e.index, term: e.term }) else { return Ok(()) };
         let mut batch = Batch::new();
         let mut list = Vec::with_capacity(entries.len());

@@ -64,8 +64,6 @@ pub(crate) struct Host {
     groups: BTreeMap<GroupId, Slot>,
     /// Groups with something to do.
     dirty: BTreeSet<GroupId>,
-    /// Groups that the step at hand has processed: what they found committed is to be applied.
-    stepped: BTreeSet<GroupId>,
     peers: Peers,
     /// Members have changed since the peers were told.
     strangers: bool,
@@ -102,7 +100,6 @@ impl Host {
             board,
             groups: BTreeMap::new(),
             dirty: BTreeSet::new(),
-            stepped: BTreeSet::new(),
             strangers: true,
             sends: Sends::default(),
             subscribers: BTreeMap::new(),
@@ -495,13 +492,12 @@ impl Host {
 
     // --- output
 
-    /// Does everything that has become possible, and says what is to be written and sent. [`Host::apply`] belongs to it,
-    /// once that is on its way. `room` is how many pieces of snapshots the bulk lane takes.
+    /// Does everything that has become possible, and says what is to be written and sent. `room` is how many pieces
+    /// of snapshots the bulk lane takes.
     pub(crate) fn step(&mut self, room: usize, now: Instant) -> Step {
         let mut moving = BTreeSet::new();
         while let Some(id) = self.dirty.pop_first() {
             self.with(id, now, Group::process);
-            self.stepped.insert(id);
             if matches!(self.groups.get(&id), Some(Slot::Running(group)) if group.is_moving()) {
                 moving.insert(id);
             }
@@ -518,16 +514,6 @@ impl Host {
         self.metrics.frames += frames.len() as u64;
         let bulk = std::mem::take(&mut self.bulk).into_iter().map(|(to, message)| (to, message.encode())).collect();
         Step { frames, bulk, write }
-    }
-
-    /// The second half of a step: applies what is committed and answers. It comes after the first half's frames and
-    /// write are handed over, so that the disk and the peers need not wait for it.
-    pub(crate) fn apply(&mut self, now: Instant) {
-        while let Some(id) = self.stepped.pop_first() {
-            if self.with(id, now, Group::settle) == Some(true) {
-                self.dirty.insert(id);
-            }
-        }
     }
 
     /// Whether there is more to do although nothing has come.

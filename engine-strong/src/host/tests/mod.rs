@@ -50,7 +50,6 @@ impl Script {
     fn step(&mut self, id: u32, out: &mut String) -> bool {
         let node = self.nodes.get_mut(&id).unwrap();
         let Step { frames, write, .. } = node.host.step(0, self.now);
-        node.host.apply(self.now);
         let did = !frames.is_empty() || write.is_some();
         if let Some(write) = write {
             let _ = writeln!(out, "{id} write {} {}", node.writes.len() + 1, edits(&write.batch));
