@@ -388,6 +388,8 @@ fn database_options(limits: &RocksOptions) -> Options {
     // What is written without a sync stays in memory until the next one: the log is in one piece then, and a write costs
     // no system call. It may be lost when the process is killed, as it might be when power is.
     options.set_manual_wal_flush(true);
+    // A sync that overwrites blocks which were there before needs no entry in the file system's journal.
+    options.set_recycle_log_file_num(4);
     options.set_db_write_buffer_size(limits.memtable_bytes.max(4 << 20));
     options.set_max_background_jobs(limits.background_jobs.max(1));
     options.set_max_open_files(512);
@@ -422,9 +424,10 @@ fn family_options(family: Family, cache: &Cache, limits: &RocksOptions) -> Optio
         options.set_memtable_whole_key_filtering(true);
     }
     let share = match family {
-        Family::Data | Family::RaftLog => limits.memtable_bytes / 4,
+        // What every write adds to: each flush begins a new log.
+        Family::Data | Family::RaftLog | Family::Namespace => limits.memtable_bytes / 4,
         Family::RaftState | Family::Origin => limits.memtable_bytes / 8,
-        Family::Node | Family::Namespace => limits.memtable_bytes / 32,
+        Family::Node => limits.memtable_bytes / 32,
     };
     options.set_write_buffer_size(share.max(1 << 20));
     options.set_target_file_size_base(32 << 20);

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use duet_store::{
     Batch, Committer, Family, Level, Store, StoreError, View,
     rocks::{RocksOptions, RocksStore},
@@ -88,6 +89,33 @@ fn a_kill_and_a_torn_tail_lose_only_what_was_not_synced() {
     reopened.sync().unwrap();
     drop(reopened);
     assert_eq!(count(&open(torn.path()).unwrap()), left + 1);
+}
+
+/// Logs are written over once what they held is in tables: what is left of the earlier one must never come back.
+#[test]
+fn a_kill_finds_logs_that_were_used_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let small = RocksOptions { memtable_bytes: 4 << 20, wal_bytes: 2 << 20, ..RocksOptions::default() };
+    let store = RocksStore::open(dir.path(), &small).unwrap();
+    let mut synced = 0;
+    for n in 0..12_000 {
+        put(&store, n);
+        if n % 7 == 0 {
+            store.sync().unwrap();
+            synced = n as usize + 1;
+        }
+        if n % 1500 == 1499 {
+            let killed = RocksStore::open(copy(dir.path()).path(), &small).unwrap();
+            let keys: Vec<Bytes> = killed.scan(Family::RaftLog, b"", None).unwrap().map(|e| e.unwrap().0).collect();
+            assert!((synced..=n as usize + 1).contains(&keys.len()), "{} of {synced}", keys.len());
+            assert!(
+                keys.iter().zip(0_u32..).all(|(key, n)| key[..] == n.to_be_bytes()),
+                "a prefix of what was written"
+            );
+        }
+    }
+    let log = fs::read_to_string(dir.path().join("db/LOG")).unwrap();
+    assert!(log.contains("reusing log"), "no log was used twice");
 }
 
 #[test]
