@@ -94,7 +94,8 @@ bench-build: release
 
 # ROUNDS=5 SECONDS=5 of each measurement, CONNECTIONS=1 of Duet's clients, RECORDS=10000000 of bench-scale, SHORT=1 for a
 # quick look.
-BESIDE = DUET_BIN_DIR=$(CARGO_TARGET_DIR)/release
+# The load shares the machine with what it measures: one thread of it, whoever is measured.
+BESIDE = TOKIO_WORKER_THREADS=1 DUET_BIN_DIR=$(CARGO_TARGET_DIR)/release
 ASKED = $(BENCH) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SECONDS),--seconds $(SECONDS)) \
         $(if $(CONNECTIONS),--connections $(CONNECTIONS)) $(if $(RECORDS),--records $(RECORDS)) $(if $(SHORT),--short)
 
