@@ -85,8 +85,8 @@ deb-test: deb ## installs, runs, upgrades, removes and purges the package in a c
 figures: build ## measures what the README claims (several minutes)
 	DUET_BIN_DIR=$(BIN) cargo run -p duet-tests --all-features --bin figures
 
-bench-switch: build ## for how long clients wait at a switch, by size and divergence: BENCH=folder, SHORT=1 for a quick look
-	DUET_BIN_DIR=$(BIN) cargo run -p duet-tests --all-features --bin bench-switch -- $(BENCH) $(if $(SHORT),short)
+bench-switch: release ## for how long clients wait at a switch, by size and divergence: BENCH=folder, SHORT=1 for a quick look
+	DUET_BIN_DIR=$(CARGO_TARGET_DIR)/release cargo run -p duet-tests --all-features --bin bench-switch -- $(BENCH) $(if $(SHORT),short)
 
 # What is measured and what measures are built apart: together they would share features of tokio that only tests need.
 bench-build: release
