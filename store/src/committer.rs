@@ -288,13 +288,13 @@ impl Worker {
         }
         let took = started.elapsed();
         let count = dones.len() as u64;
-        let bucket = (took.as_micros().div_ceil(1000).max(1).next_power_of_two().ilog2() as usize).min(15);
-        let size = (count.max(1).next_power_of_two().ilog2() as usize).min(15);
+        let bucket = |figure: u64| (figure.max(1).next_power_of_two().ilog2() as usize).min(15);
+        let (ms, size) = (bucket((took.as_micros() as u64).div_ceil(1000)), bucket(count));
         self.shared.groups.fetch_add(1, Ordering::Relaxed);
         self.shared.batches.fetch_add(count, Ordering::Relaxed);
         self.shared.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         self.shared.busy_us.fetch_add(took.as_micros() as u64, Ordering::Relaxed);
-        self.shared.took_ms[bucket].fetch_add(1, Ordering::Relaxed);
+        self.shared.took_ms[ms].fetch_add(1, Ordering::Relaxed);
         self.shared.held[size].fetch_add(1, Ordering::Relaxed);
         self.shared.queued.fetch_sub(count, Ordering::Relaxed);
         for done in dones {

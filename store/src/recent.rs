@@ -66,15 +66,7 @@ impl Recent {
 
     /// To be called before the batch is written.
     pub(crate) fn before(&self, batch: &Batch) {
-        for edit in batch.edits() {
-            match edit {
-                Edit::Put(Family::Data, key, _) | Edit::Delete(Family::Data, key) => {
-                    self.rows.remove(key.as_ref());
-                }
-                Edit::DeleteRange(Family::Data, ..) => self.rows.clear(),
-                _ => {}
-            }
-        }
+        batch.edits().iter().for_each(|edit| self.forget(edit));
     }
 
     /// To be called when the batch has been written, before another one is.
@@ -85,13 +77,20 @@ impl Recent {
                 Edit::Put(Family::Data, key, value) => {
                     self.rows.insert(key.to_vec(), Bytes::copy_from_slice(value));
                 }
-                Edit::Delete(Family::Data, key) => {
-                    self.rows.remove(key.as_ref());
-                }
                 // A reader may have found its row just before it went.
-                Edit::DeleteRange(Family::Data, ..) => self.rows.clear(),
-                _ => {}
+                edit => self.forget(edit),
             }
+        }
+    }
+
+    /// Takes out what an edit is about.
+    fn forget(&self, edit: &Edit) {
+        match edit {
+            Edit::Put(Family::Data, key, _) | Edit::Delete(Family::Data, key) => {
+                self.rows.remove(key.as_ref());
+            }
+            Edit::DeleteRange(Family::Data, ..) => self.rows.clear(),
+            _ => {}
         }
     }
 }
