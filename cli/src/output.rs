@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 
 use comfy_table::{CellAlignment, Table, presets};
+use indicatif::HumanCount;
 use serde::Serialize;
 
 use crate::{args::Output, failure::Failure};
@@ -103,15 +104,7 @@ pub fn span(ms: u64) -> String {
 /// A count for people: `34_924` reads as `34,924`.
 #[must_use]
 pub fn count(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
+    HumanCount(number).to_string()
 }
 
 #[cfg(test)]

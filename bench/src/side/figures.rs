@@ -1,5 +1,7 @@
 //! Ratios, round by round.
 
+use comfy_table::{Table, presets};
+use indicatif::HumanCount;
 use serde_json::{Value, json};
 
 use super::Samples;
@@ -142,8 +144,9 @@ fn median(values: &[f64]) -> Option<f64> {
 
 /// The figures for people.
 pub(super) fn table(samples: &Samples, figures: &[Figure]) -> String {
-    let mut rows =
-        vec![["load", "of", "ours", "theirs", "ratio (min to max)", "target", "reached"].map(str::to_owned)];
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(["load", "of", "ours", "theirs", "ratio (min to max)", "target", "reached"]);
     for figure in figures {
         let head = [figure.case.to_owned(), figure.of.name().to_owned()];
         let cells = match figure.ratio(samples) {
@@ -157,29 +160,18 @@ pub(super) fn table(samples: &Samples, figures: &[Figure]) -> String {
         let reached = figure.ratio(samples).map_or("-", |r| if figure.bound.holds(r.median) { "yes" } else { "NO" });
         let [load, of] = head;
         let [ours, theirs, ratio] = cells;
-        rows.push([load, of, ours, theirs, ratio, figure.bound.to_string(), reached.into()]);
+        table.add_row([load, of, ours, theirs, ratio, figure.bound.to_string(), reached.into()]);
     }
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default();
-    let widths: [usize; 7] = std::array::from_fn(width);
-    let line = |row: &[String; 7]| {
-        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}"));
-        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned() + "\n"
-    };
-    rows.iter().map(line).collect()
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    table.lines().map(|line| line.trim_end().to_owned() + "\n").collect()
 }
 
 /// A count for people: `34924.2` reads as `34,924`.
 #[must_use]
 pub fn thousands(value: f64) -> String {
-    let digits = format!("{:.0}", value.abs());
-    let mut text = String::new();
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
+    HumanCount(value.abs().round_ties_even() as u64).to_string()
 }
 
 #[cfg(test)]
