@@ -24,6 +24,10 @@ let
   cfg = config.services.duet;
   format = pkgs.formats.toml { };
   port = lib.toInt (lib.last (lib.splitString ":" cfg.settings.listen));
+  nodeId = description: lib.mkOption {
+    type = lib.types.ints.between 1 4294967295;
+    inherit description;
+  };
   file = name: lib.mkOption {
     type = lib.types.str;
     default = name;
@@ -52,10 +56,7 @@ in
       type = lib.types.submodule {
         freeformType = format.type;
         options = {
-          node_id = lib.mkOption {
-            type = lib.types.ints.between 1 4294967295;
-            description = "This node's id, as the catalog gave it out.";
-          };
+          node_id = nodeId "This node's id, as the catalog gave it out.";
           cluster = lib.mkOption {
             type = lib.types.str;
             example = "prod";
@@ -80,10 +81,7 @@ in
             type = lib.types.nonEmptyListOf (
               lib.types.submodule {
                 options = {
-                  id = lib.mkOption {
-                    type = lib.types.ints.between 1 4294967295;
-                    description = "The founder's id.";
-                  };
+                  id = nodeId "The founder's id.";
                   address = lib.mkOption {
                     type = lib.types.str;
                     example = "a.example:7400";
