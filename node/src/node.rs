@@ -258,6 +258,7 @@ impl Node {
             namespaces: inner.router.status().await,
             expected: inner.config.expect.iter().map(|(name, mode)| (name.clone(), *mode)).collect(),
             certificates: inner.certificates.status(),
+            answered: inner.metrics.requests.told(|name| inner.router.view().namespace(name).is_some()),
         }
     }
 

@@ -32,7 +32,7 @@ pub use request::{
 pub use response::{Answer, Entry, Meta, NamespaceInfo, NodeInfo, Outcome, Phase, Response, Topology, TxnResult};
 pub use stamp::Stamp;
 pub use status::{
-    Certificate, CertificateStatus, EventualStatus, GroupRole, MemberProgress, NamespaceStatus, NodeStatus,
+    Answered, Certificate, CertificateStatus, EventualStatus, GroupRole, MemberProgress, NamespaceStatus, NodeStatus,
     QuorumHealth,
 };
 pub use switch::{BaseInfo, LateState, LateWrite, SwitchInfo, SwitchPast, SwitchProgress, SwitchStep};

@@ -29,6 +29,27 @@ pub struct NodeStatus {
     pub expected: Vec<(NamespaceName, Mode)>,
     /// Its certificates.
     pub certificates: CertificateStatus,
+    /// What it has answered to clients, of every namespace that somebody has asked it about.
+    pub answered: Vec<Answered>,
+}
+
+/// Reads and writes of a namespace that a node has answered since its start.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answered {
+    /// The namespace.
+    pub namespace: NamespaceName,
+    /// Those that ended with an error.
+    pub refused: u64,
+    /// All of them by how long they took: up to each of [`Answered::BOUNDS_US`], and longer.
+    pub took: [u64; Answered::BOUNDS_US.len() + 1],
+}
+
+impl Answered {
+    /// Bounds of the times, in microseconds.
+    pub const BOUNDS_US: [u64; 17] = [
+        50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000, 1_000_000,
+        2_000_000, 5_000_000, 10_000_000,
+    ];
 }
 
 /// The certificates that a node uses now.

@@ -230,7 +230,6 @@ impl Metrics {
     pub(crate) fn render(&self, seen: &Seen<'_>) -> Result<String, std::fmt::Error> {
         let _rendering = self.rendering.lock().unwrap_or_else(PoisonError::into_inner);
         self.refresh(seen);
-        self.requests.keep(|name| seen.catalog.iter().any(|info| info.name == *name));
         self.switches.refresh(seen);
         self.refresh_gossip(seen);
         self.mirror_strong(seen.strong);

@@ -14,19 +14,13 @@ use std::{
     time::Duration,
 };
 
-use duet_proto::{NamespaceName, Op, Request, Response};
+use duet_proto::{Answered, NamespaceName, Op, Request, Response};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, NoLabelSet},
     metrics::{MetricType, exemplar::Exemplar},
     registry::Unit,
 };
-
-/// Bounds of the times, in microseconds.
-const BOUNDS_US: [u64; 17] = [
-    50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000, 1_000_000, 2_000_000,
-    5_000_000, 10_000_000,
-];
 
 /// What a request asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,10 +104,22 @@ struct Namespace {
     writes: Figures,
 }
 
+impl Namespace {
+    fn told(&self, namespace: NamespaceName) -> Answered {
+        let mut told = Answered { namespace, refused: 0, took: Default::default() };
+        for figures in [&self.reads, &self.writes] {
+            let errors = figures.errors.lock().unwrap_or_else(PoisonError::into_inner);
+            told.refused += errors.values().sum::<u64>();
+            told.took.iter_mut().zip(&figures.took).for_each(|(sum, count)| *sum += count.load(Relaxed));
+        }
+        told
+    }
+}
+
 #[derive(Default)]
 struct Figures {
     /// By the bound that they did not exceed; the last exceeded all.
-    took: [AtomicU64; BOUNDS_US.len() + 1],
+    took: [AtomicU64; Answered::BOUNDS_US.len() + 1],
     took_ns: AtomicU64,
     ok: AtomicU64,
     /// Those that did not end well, by the error's code.
@@ -130,7 +136,7 @@ impl Figures {
             _ => drop(self.ok.fetch_add(1, Relaxed)),
         }
         let us = took.as_nanos().div_ceil(1000) as u64;
-        self.took[BOUNDS_US.partition_point(|bound| *bound < us)].fetch_add(1, Relaxed);
+        self.took[Answered::BOUNDS_US.partition_point(|bound| *bound < us)].fetch_add(1, Relaxed);
         self.took_ns.fetch_add(took.as_nanos() as u64, Relaxed);
     }
 
@@ -143,7 +149,7 @@ impl Figures {
     }
 
     fn buckets(&self) -> Vec<(f64, u64)> {
-        let bounds = BOUNDS_US.iter().map(|us| *us as f64 / 1e6).chain([f64::INFINITY]);
+        let bounds = Answered::BOUNDS_US.iter().map(|us| *us as f64 / 1e6).chain([f64::INFINITY]);
         bounds.zip(&self.took).map(|(bound, count)| (bound, count.load(Relaxed))).collect()
     }
 }
@@ -185,9 +191,13 @@ impl Requests {
         }
     }
 
-    /// Forgets namespaces that are gone.
-    pub(super) fn keep(&self, exists: impl Fn(&NamespaceName) -> bool) {
-        self.inner.namespaces.write().unwrap_or_else(PoisonError::into_inner).retain(|name, _| exists(name));
+    /// What has been answered of each namespace. Those that do not exist any more are forgotten.
+    pub(crate) fn told(&self, exists: impl Fn(&NamespaceName) -> bool) -> Vec<Answered> {
+        let mut all = self.inner.namespaces.write().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|name, _| exists(name));
+        let mut told: Vec<Answered> = all.iter().map(|(name, of)| of.told(name.clone())).collect();
+        told.sort_by(|a, b| a.namespace.cmp(&b.namespace));
+        told
     }
 }
 
@@ -297,7 +307,11 @@ mod tests {
             assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
         }
         assert!(!text.contains("made-up") && !text.contains("\"write\"") && !text.contains("malformed"), "{text}");
-        requests.keep(|name| name.as_str() != "orders");
-        assert!(!shown(&requests).contains("orders"));
+        let told = requests.told(|_| true);
+        assert_eq!(told.iter().map(|of| (of.namespace.as_str(), of.refused)).collect::<Vec<_>>(), [("orders", 1)]);
+        let took = |bound: usize| u64::from(bound == 0 || bound == Answered::BOUNDS_US.len());
+        assert_eq!(told[0].took, std::array::from_fn(took), "one of 50 µs, and one that took longer than all bounds");
+        assert!(requests.told(|name| name.as_str() != "orders").is_empty());
+        assert!(!shown(&requests).contains("orders"), "what is gone is forgotten");
     }
 }
