@@ -11,8 +11,8 @@ use std::collections::BTreeMap;
 
 use duet_client::SwitchInfo;
 use duet_proto::{
-    EventualStatus, GroupRole, Mode, NamespaceId, NamespaceInfo, NamespaceStatus, NodeId, NodeInfo, NodeStatus,
-    Phase, QuorumHealth, Topology,
+    Answered, EventualStatus, GroupRole, Mode, NamespaceId, NamespaceInfo, NamespaceStatus, NodeId, NodeInfo,
+    NodeStatus, Phase, QuorumHealth, Topology,
 };
 use serde::Serialize;
 
@@ -50,6 +50,9 @@ pub struct NodeRow {
     pub disk_free: Option<u64>,
     pub disk_full: Option<bool>,
     pub connected: Vec<NodeId>,
+    /// What it has answered since its start: rates of that are the business of `duet top`.
+    #[serde(skip)]
+    pub answered: Vec<Answered>,
 }
 
 /// A namespace of the catalog and its replicas.
@@ -271,6 +274,7 @@ fn node_row(node: &NodeInfo, answer: Option<&Result<NodeStatus, String>>, proble
         disk_free: None,
         disk_full: None,
         connected: Vec::new(),
+        answered: Vec::new(),
     };
     match answer {
         Some(Ok(status)) => {
@@ -281,6 +285,7 @@ fn node_row(node: &NodeInfo, answer: Option<&Result<NodeStatus, String>>, proble
             row.disk_free = Some(status.disk_free);
             row.disk_full = Some(status.disk_full);
             row.connected.clone_from(&status.connected);
+            row.answered.clone_from(&status.answered);
             if status.disk_full {
                 problems.push(format!("node {}: the disk is full, {} are free", node.id, size(status.disk_free)));
             }

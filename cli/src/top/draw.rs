@@ -3,30 +3,20 @@
 
 use std::collections::BTreeMap;
 
-use duet_proto::{Phase, QuorumHealth};
 use ratatui::{
     Frame,
     layout::{Alignment, Constraint, Rect},
-    style::{Color, Modifier, Style},
+    style::Style,
     text::{Line, Span},
     widgets::{Cell, Row, Table},
 };
 
 use super::{
-    model::{Lag, NamespaceLine, NodeLine, Screen},
+    columns::{BAD, Column, DIM, GOOD, HEAD, NAMESPACES, NODES, Text, WARN},
+    model::{NodeLine, Screen},
     view::View,
 };
-use crate::{
-    output::{count, size, span},
-    status::word,
-};
 
-const BAD: Style = Style::new().fg(Color::Red);
-const WARN: Style = Style::new().fg(Color::Yellow);
-const GOOD: Style = Style::new().fg(Color::Green);
-const DIM: Style = Style::new().add_modifier(Modifier::DIM);
-const HEAD: Style = Style::new().add_modifier(Modifier::BOLD);
-const PLAIN: Style = Style::new();
 /// Between columns.
 const GAP: u16 = 2;
 /// Below this height there are no keys at the foot, and no empty lines.
@@ -45,36 +35,6 @@ pub(super) struct Shown<'a> {
     pub(super) live: bool,
 }
 
-/// A cell, and how it looks.
-type Text = (String, Style);
-
-/// A column of a table: its header (`>` aligns to the right) and how soon it is left out; 0 never.
-type Column = (&'static str, u8);
-
-const NODES: &[Column] = &[
-    (">NODE", 0),
-    ("STATE", 0),
-    (">UPTIME", 4),
-    (">DISK FREE", 2),
-    ("PEERS", 3),
-    (">LEADS", 6),
-    ("VERSION", 7),
-    ("ADDRESS", 5),
-];
-
-const NAMESPACES: &[Column] = &[
-    ("NAMESPACE", 0),
-    ("MODE", 1),
-    (">EPOCH", 6),
-    ("PHASE", 5),
-    (">LEADER", 7),
-    ("QUORUM", 0),
-    ("MEMBERS", 8),
-    (">KEYS", 4),
-    (">LAG", 3),
-    (">WRITES/S", 2),
-];
-
 /// The height at which everything is on it.
 pub(super) fn whole(screen: &Screen, view: &View) -> u16 {
     let rows = screen.nodes.len() + view.pick(&screen.namespaces).len() + screen.notes.len() + screen.problems.len();
@@ -91,7 +51,7 @@ pub(super) fn draw(frame: &mut Frame<'_>, shown: &Shown<'_>) -> (usize, usize) {
     let mut top = Pen { frame, y: 0, bottom: area.height.saturating_sub(foot), area };
     top.line(head(shown));
     let gap = usize::from(roomy);
-    let namespaces: Vec<Vec<Text>> = view.pick(&screen.namespaces).into_iter().map(namespace).collect();
+    let namespaces = view.pick(&screen.namespaces);
     let messages = messages(screen);
     let wants = [screen.nodes.len() + 1 + gap, namespaces.len() + 1 + gap, messages.len() + gap];
     let [for_nodes, for_namespaces, for_messages] = share(top.left(), wants);
@@ -100,7 +60,6 @@ pub(super) fn draw(frame: &mut Frame<'_>, shown: &Shown<'_>) -> (usize, usize) {
         // Those that something is wrong with must be on it.
         nodes.sort_by_key(|node| node.reachable && !node.disk_full);
     }
-    let nodes: Vec<Vec<Text>> = nodes.into_iter().map(node).collect();
     top.table(NODES, &nodes, for_nodes, gap, 0);
     let window = top.table(NAMESPACES, &namespaces, for_namespaces, gap, view.scrolled);
     top.messages(&messages, for_messages, gap);
@@ -154,10 +113,10 @@ impl Pen<'_, '_> {
 
     /// A table in `height` lines, the first `gap` of them empty. Of rows that do not fit the number is told. Returns the
     /// first one that is there, and how many are.
-    fn table(
+    fn table<T>(
         &mut self,
-        columns: &[Column],
-        rows: &[Vec<Text>],
+        columns: &[Column<T>],
+        rows: &[&T],
         height: usize,
         gap: usize,
         scrolled: usize,
@@ -177,16 +136,14 @@ impl Pen<'_, '_> {
             (scrolled.min(rows.len() - shows), shows)
         };
         let rest = rows.len() - shows;
-        let (widths, kept) = fit(columns, rows, self.area.width);
-        let header = Row::new(kept.iter().map(|column| {
-            let name = columns[*column].0;
-            cell(name, name.trim_start_matches('>'), HEAD)
-        }));
-        let rows = rows[first..first + shows].iter().map(|row| {
-            let cells = kept.iter().map(|column| cell(columns[*column].0, &row[*column].0, row[*column].1));
-            Row::new(cells.collect::<Vec<_>>())
+        let kept = fit(columns, rows, self.area.width);
+        let header = kept.iter().map(|kept| cell(kept.right, kept.header.to_owned(), HEAD));
+        let rows = (first..first + shows).map(|row| {
+            let cells = kept.iter().map(|kept| (kept.right, kept.cells[row].clone()));
+            Row::new(cells.map(|(right, (text, style))| cell(right, text, style)))
         });
-        let table = Table::new(rows, widths).header(header).column_spacing(GAP);
+        let widths = kept.iter().map(|kept| Constraint::Length(kept.width));
+        let table = Table::new(rows, widths).header(Row::new(header)).column_spacing(GAP);
         self.frame.render_widget(table, at);
         if rest > 0 {
             let at = Rect { y: at.y + at.height - 1, height: 1, ..at };
@@ -216,27 +173,36 @@ impl Pen<'_, '_> {
     }
 }
 
-/// The widths of the columns that fit, and which those are.
-fn fit(columns: &[Column], rows: &[Vec<Text>], width: u16) -> (Vec<Constraint>, Vec<usize>) {
-    let needs = |at: usize| {
-        let cells = rows.iter().map(|row| row[at].0.chars().count());
-        let header = columns[at].0.trim_start_matches('>').chars().count();
-        u16::try_from(cells.max().unwrap_or(0).max(header)).unwrap_or(u16::MAX)
-    };
-    let mut kept: Vec<usize> = (0..columns.len()).collect();
-    let total = |kept: &[usize]| kept.iter().fold(0u16, |sum, at| sum.saturating_add(needs(*at)).saturating_add(GAP));
-    while total(&kept).saturating_sub(GAP) > width {
-        let Some(worst) = kept.iter().copied().filter(|at| columns[*at].1 > 0).max_by_key(|at| columns[*at].1) else {
-            break;
-        };
-        kept.retain(|at| *at != worst);
-    }
-    (kept.iter().map(|at| Constraint::Length(needs(*at))).collect(), kept)
+/// A column that fits.
+struct Kept {
+    header: &'static str,
+    right: bool,
+    rank: u8,
+    width: u16,
+    cells: Vec<Text>,
 }
 
-fn cell(header: &str, text: &str, style: Style) -> Cell<'static> {
-    let alignment = if header.starts_with('>') { Alignment::Right } else { Alignment::Left };
-    Cell::new(Line::styled(text.to_owned(), style).alignment(alignment))
+/// The columns that fit: those that are left out the soonest go until the others do.
+fn fit<T>(columns: &[Column<T>], rows: &[&T], width: u16) -> Vec<Kept> {
+    let kept = |column: &Column<T>| {
+        let (header, cells) = (column.0.trim_start_matches('>'), rows.iter().map(|row| column.2(row)));
+        let (right, rank, cells) = (column.0.starts_with('>'), column.1, cells.collect::<Vec<Text>>());
+        let widest = cells.iter().map(|(text, _)| text.chars().count()).max().unwrap_or(0);
+        let width = u16::try_from(widest.max(header.chars().count())).unwrap_or(u16::MAX);
+        Kept { header, right, rank, width, cells }
+    };
+    let mut all: Vec<Kept> = columns.iter().map(kept).collect();
+    let total = |all: &[Kept]| all.iter().fold(0u16, |sum, kept| sum.saturating_add(kept.width).saturating_add(GAP));
+    while total(&all).saturating_sub(GAP) > width {
+        let Some(worst) = all.iter().map(|kept| kept.rank).max().filter(|rank| *rank > 0) else { break };
+        all.retain(|kept| kept.rank != worst);
+    }
+    all
+}
+
+fn cell(right: bool, text: String, style: Style) -> Cell<'static> {
+    let alignment = if right { Alignment::Right } else { Alignment::Left };
+    Cell::new(Line::styled(text, style).alignment(alignment))
 }
 
 fn head(shown: &Shown<'_>) -> Line<'static> {
@@ -292,61 +258,6 @@ fn fold(texts: &[String]) -> Vec<String> {
     texts.iter().filter_map(line).collect()
 }
 
-fn known<T>(value: Option<T>, text: impl FnOnce(T) -> String) -> Text {
-    value.map_or_else(|| ("–".into(), DIM), |value| (text(value), PLAIN))
-}
-
-fn node(line: &NodeLine) -> Vec<Text> {
-    let state = match (line.reachable, line.disk_full) {
-        (false, _) => ("✗ unreachable", BAD),
-        (true, true) => ("✗ disk full", BAD),
-        (true, false) => ("up", GOOD),
-    };
-    let peers =
-        (format!("{}/{}", line.connected, line.others), if line.connected < line.others { WARN } else { PLAIN });
-    vec![
-        (line.id.to_string(), PLAIN),
-        (state.0.into(), state.1),
-        known(line.uptime_ms, span),
-        known(line.disk_free, size),
-        if line.reachable { peers } else { ("–".into(), DIM) },
-        (line.leads.to_string(), PLAIN),
-        known(line.version.clone(), |version| version),
-        (line.address.clone(), PLAIN),
-    ]
-}
-
-fn namespace(line: &NamespaceLine) -> Vec<Text> {
-    let quorum = match line.quorum {
-        _ if line.alarmed => ("✗ at odds".into(), BAD),
-        QuorumHealth::Lost => ("✗ lost".into(), BAD),
-        QuorumHealth::Degraded => ("degraded".into(), WARN),
-        QuorumHealth::Healthy => ("healthy".into(), GOOD),
-        QuorumHealth::NotNeeded => ("not needed".into(), PLAIN),
-    };
-    let members = format!("{}/{}", line.present, line.members);
-    vec![
-        (line.name.clone(), PLAIN),
-        (line.mode.to_string(), PLAIN),
-        (line.epoch.to_string(), PLAIN),
-        (word(line.phase), if line.phase == Phase::Stable { PLAIN } else { WARN }),
-        known(line.leader, |leader| leader.to_string()),
-        quorum,
-        (members, if line.present < line.members { WARN } else { PLAIN }),
-        known(line.keys, count),
-        known(line.lag, |lag| match lag {
-            Lag::Entries(entries) => count(entries),
-            Lag::Ms(ms) => span(ms),
-        }),
-        known(line.writes_per_second, rate),
-    ]
-}
-
-/// Below ten a digit after the point.
-fn rate(per_second: f64) -> String {
-    if per_second > 0.0 && per_second < 10.0 { format!("{per_second:.1}") } else { count(per_second.round() as u64) }
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -355,8 +266,9 @@ mod tests {
 
     use super::{
         super::{
-            model::{Sample, tests::strong},
+            model::{NamespaceLine, Sample, tests::strong},
             text,
+            traffic::Traffic,
         },
         *,
     };
@@ -372,17 +284,21 @@ mod tests {
     #[test]
     fn everything_is_on_a_screen_that_is_large_enough() {
         let (mut screen, view) = (screen([Some(9), Some(9), Some(7)]), View::default());
-        screen.namespaces[0].writes_per_second = Some(1234.4);
+        let requests = Traffic { per_second: 2500.0, refused_per_second: 0.5, p50_us: Some(240), p99_us: Some(1840) };
+        (screen.namespaces[0].writes_per_second, screen.namespaces[0].requests) = (Some(1234.4), Some(requests));
         screen.notes.push("namespace orders is being switched".into());
-        let drawn = text(100, 14, &shown(&screen, &view));
+        let drawn = text(140, 14, &shown(&screen, &view));
         assert_eq!(drawn.lines().next(), Some("test  healthy  3/3 nodes up"));
         assert_eq!(
             drawn.lines().nth(2).map(|l| l.split_whitespace().collect::<Vec<_>>()).unwrap(),
             ["NODE", "STATE", "UPTIME", "DISK", "FREE", "PEERS", "LEADS", "VERSION", "ADDRESS"]
         );
-        let row = drawn.lines().find(|line| line.starts_with("orders")).unwrap();
-        let cells: Vec<&str> = row.split_whitespace().collect();
-        assert_eq!(cells, ["orders", "strong", "1", "stable", "1", "healthy", "3/3", "2", "2", "1,234"], "{drawn}");
+        let table: Vec<&str> = drawn.lines().skip_while(|line| !line.starts_with("NAMESPACE")).take(2).collect();
+        let expected = [
+            "NAMESPACE  MODE    EPOCH  PHASE   LEADER  QUORUM   MEMBERS  KEYS  LAG  WRITES/S  REQ/S  REFUSED/S     P50     P99",
+            "orders     strong      1  stable       1  healthy  3/3         2    2     1,234  2,500        0.5  240 µs  1.8 ms",
+        ];
+        assert_eq!(table, expected, "{drawn}");
         assert!(drawn.contains("· namespace orders is being switched"), "{drawn}");
         assert!(drawn.trim_end().ends_with("PgDn scroll"), "{drawn}");
     }

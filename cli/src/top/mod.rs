@@ -9,8 +9,10 @@
 //! The model knows no terminal and the drawing no cluster. A look that fails leaves the last screen where it is and
 //! says so in the first line; nodes that are down are asked again each time, and are rows like the others.
 
+mod columns;
 mod draw;
 mod model;
+mod traffic;
 mod view;
 
 use std::{
@@ -47,7 +49,7 @@ use crate::{
 /// For how long the catalog is asked about switches: without a quorum it cannot tell, and the rest is worth showing.
 const ASIDE: Duration = Duration::from_secs(1);
 /// How wide a frame is that goes to no terminal.
-const WIDTH: u16 = 120;
+const WIDTH: u16 = 160;
 /// Keys that wait; more than anybody types between two frames.
 const KEYS: usize = 64;
 

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use duet_proto::{Mode, NodeId, Phase, QuorumHealth};
 use serde::Serialize;
 
+use super::traffic::{self, Traffic};
 use crate::status::{MemberRow, NamespaceRow, NodeRow, Report};
 
 /// What the cluster said, and when.
@@ -63,6 +64,8 @@ pub(super) struct NamespaceLine {
     pub(super) lag: Option<Lag>,
     /// Between the two samples; `None` where they cannot be compared.
     pub(super) writes_per_second: Option<f64>,
+    /// What clients got between the two samples; `None` where they cannot be compared.
+    pub(super) requests: Option<Traffic>,
 }
 
 /// How far behind a member is, in what its mode measures that.
@@ -91,13 +94,15 @@ impl Screen {
         let earlier: BTreeMap<u64, &NamespaceRow> =
             before.iter().flat_map(|sample| &sample.report.namespaces).map(|row| (row.id, row)).collect();
         let elapsed = before.map_or(Duration::ZERO, |sample| now.at.saturating_sub(sample.at));
+        let traffic = before.and_then(|before| traffic::between(&before.report.nodes, &report.nodes, elapsed));
         let namespaces = report
             .namespaces
             .iter()
             .map(|row| {
                 let writes = earlier.get(&row.id).and_then(|earlier| writes(earlier, row));
                 let per_second = writes.filter(|_| !elapsed.is_zero()).map(|n| n as f64 / elapsed.as_secs_f64());
-                namespace(row, per_second)
+                let requests = traffic.as_ref().map(|all| all.get(&row.name).copied().unwrap_or_default());
+                NamespaceLine { writes_per_second: per_second, requests, ..namespace(row) }
             })
             .collect();
         let unexplained = report.namespaces.iter().filter(|r| r.phase == Phase::Switching && r.switching.is_none());
@@ -129,7 +134,8 @@ fn node(row: &NodeRow, report: &Report) -> NodeLine {
     }
 }
 
-fn namespace(row: &NamespaceRow, writes_per_second: Option<f64>) -> NamespaceLine {
+/// What a namespace is now.
+fn namespace(row: &NamespaceRow) -> NamespaceLine {
     let replicas = || row.members.iter().filter_map(|member| member.replica.as_ref());
     let lag = replicas().filter_map(|replica| match row.mode {
         Mode::Strong => Some(Lag::Entries(replica.lag)),
@@ -147,7 +153,8 @@ fn namespace(row: &NamespaceRow, writes_per_second: Option<f64>) -> NamespaceLin
         members: row.members.len(),
         keys: replicas().map(|replica| replica.keys).max(),
         lag: lag.max(),
-        writes_per_second,
+        writes_per_second: None,
+        requests: None,
     }
 }
 
@@ -217,6 +224,8 @@ pub(super) mod tests {
         assert_eq!(Screen::new(None, &before).namespaces[0].writes_per_second, None);
         assert_eq!(rate(&before, &at(3, strong([Some(160), Some(160), Some(1)]))), Some(30.0));
         assert_eq!(rate(&before, &before), None, "no time has passed");
+        let requests = |before| Screen::new(before, &at(3, strong([Some(1); 3]))).namespaces[0].requests;
+        assert_eq!((requests(None), requests(Some(&before))), (None, Some(Traffic::default())));
         // The longest log is down and the others do not know of its end: nothing is made up.
         assert_eq!(rate(&before, &at(3, strong([None, Some(95), None]))), None);
         let mut another = at(3, strong([Some(160), None, None]));

@@ -15,6 +15,10 @@ pub(super) enum Sort {
     /// The furthest behind first. Entries and milliseconds are taken for the same: neither is worse.
     Lag,
     /// The busiest first.
+    Requests,
+    /// The slowest first.
+    P99,
+    /// The most written first.
     Writes,
     /// The largest first.
     Keys,
@@ -26,6 +30,8 @@ impl Sort {
         match self {
             Sort::Name => "name",
             Sort::Lag => "lag",
+            Sort::Requests => "requests",
+            Sort::P99 => "p99",
             Sort::Writes => "writes",
             Sort::Keys => "keys",
         }
@@ -34,7 +40,9 @@ impl Sort {
     fn next(self) -> Sort {
         match self {
             Sort::Name => Sort::Lag,
-            Sort::Lag => Sort::Writes,
+            Sort::Lag => Sort::Requests,
+            Sort::Requests => Sort::P99,
+            Sort::P99 => Sort::Writes,
             Sort::Writes => Sort::Keys,
             Sort::Keys => Sort::Name,
         }
@@ -43,9 +51,13 @@ impl Sort {
     fn compare(self, a: &NamespaceLine, b: &NamespaceLine) -> Ordering {
         let lag = |line: &NamespaceLine| line.lag.map(Lag::number);
         let writes = |line: &NamespaceLine| line.writes_per_second.unwrap_or(-1.0);
+        let requests = |line: &NamespaceLine| line.requests.map_or(-1.0, |requests| requests.per_second);
+        let p99 = |line: &NamespaceLine| line.requests.and_then(|requests| requests.p99_us);
         match self {
             Sort::Name => Ordering::Equal,
             Sort::Lag => lag(b).cmp(&lag(a)),
+            Sort::Requests => requests(b).total_cmp(&requests(a)),
+            Sort::P99 => p99(b).cmp(&p99(a)),
             Sort::Writes => writes(b).total_cmp(&writes(a)),
             Sort::Keys => b.keys.cmp(&a.keys),
         }
@@ -128,9 +140,10 @@ impl View {
 mod tests {
     use duet_proto::{Mode, Phase, QuorumHealth};
 
-    use super::*;
+    use super::{super::traffic::Traffic, *};
 
-    fn line(name: &str, keys: u64, lag: u64, writes: Option<f64>) -> NamespaceLine {
+    fn line(name: &str, keys: u64, lag: u64, writes: Option<f64>, requests: Option<(f64, u64)>) -> NamespaceLine {
+        let traffic = |(per_second, p99)| Traffic { per_second, p99_us: Some(p99), ..Traffic::default() };
         NamespaceLine {
             name: name.into(),
             mode: Mode::Strong,
@@ -144,6 +157,7 @@ mod tests {
             keys: Some(keys),
             lag: Some(Lag::Entries(lag)),
             writes_per_second: writes,
+            requests: requests.map(traffic),
         }
     }
 
@@ -155,20 +169,28 @@ mod tests {
 
     #[test]
     fn namespaces_are_sorted_and_filtered() {
-        let all = [line("carts", 5, 0, Some(1.0)), line("orders", 9, 2, None), line("archive", 5, 1, Some(7.5))];
+        let all = [
+            line("carts", 5, 0, Some(1.0), Some((9.0, 50))),
+            line("orders", 9, 2, None, None),
+            line("archive", 5, 1, Some(7.5), Some((3.0, 800))),
+        ];
         let mut view = View::default();
         let names = |view: &View| view.pick(&all).iter().map(|line| line.name.clone()).collect::<Vec<_>>();
         assert_eq!(names(&view), ["archive", "carts", "orders"]);
-        press(&mut view, "s");
-        assert_eq!(
-            (view.sort.word(), names(&view)),
-            ("lag", vec!["orders".into(), "archive".into(), "carts".into()])
-        );
-        press(&mut view, "s");
-        assert_eq!(names(&view), ["archive", "carts", "orders"], "the busiest first, the unknown last");
+        for (sort, expected) in [
+            ("lag", ["orders", "archive", "carts"]),
+            ("requests", ["carts", "archive", "orders"]),
+            ("p99", ["archive", "carts", "orders"]),
+            ("writes", ["archive", "carts", "orders"]),
+            ("keys", ["orders", "archive", "carts"]),
+            ("name", ["archive", "carts", "orders"]),
+        ] {
+            press(&mut view, "s");
+            assert_eq!((view.sort.word(), &names(&view)[..]), (sort, &expected.map(String::from)[..]));
+        }
         press(&mut view, "sr");
-        assert_eq!(names(&view), ["carts", "archive", "orders"], "by keys, the other way round");
-        press(&mut view, "srs/ar");
+        assert_eq!(names(&view), ["carts", "archive", "orders"], "by lag, the other way round");
+        press(&mut view, "r/ar");
         assert_eq!(names(&view), ["archive", "carts"], "by lag, those that match");
     }
 
