@@ -21,6 +21,8 @@
             version = "0.1.0";
             src = self;
             cargoLock.lockFile = ./Cargo.lock;
+            # There is no repository in the sandbox.
+            DUET_COMMIT = builtins.substring 0 12 (self.rev or "");
             cargoBuildFlags = [ "-p" "duet-node" "-p" "duet-cli" "-p" "duet-package" ];
             # What needs no other process, network namespace or root; `make test` runs the rest.
             cargoTestFlags = map (crate: "--package=duet-${crate}") [ "proto" "store" "engine-strong" "engine-eventual" "router" ];

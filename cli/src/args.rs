@@ -17,7 +17,7 @@ use crate::{files::Format, text::unescape};
 
 /// Reads and writes a Duet cluster, and looks after it.
 #[derive(Debug, Parser)]
-#[command(name = "duet", version, max_term_width = 110, after_help = EXIT_CODES)]
+#[command(name = "duet", version, long_version = env!("DUET_BUILD"), max_term_width = 110, after_help = EXIT_CODES)]
 pub struct Cli {
     /// What holds for every verb.
     #[command(flatten)]

@@ -132,8 +132,11 @@ fn help_and_version_are_answers() {
         assert!(ended.out.contains(&format!("\n  {verb} ")), "{verb} in {}", ended.out);
     }
     assert!(ended.out.contains("Exit codes: 0 done, 1 failed, 2 usage"));
-    let version = run(duet(&["--version"]));
+    let version = run(duet(&["-V"]));
     assert_eq!((version.code, version.out), (Some(0), format!("duet {}\n", env!("CARGO_PKG_VERSION"))));
+    // The commit stands behind it where it is known.
+    let build = run(duet(&["--version"]));
+    assert!(build.out.starts_with(concat!("duet ", env!("CARGO_PKG_VERSION"))) && build.out.lines().count() == 1);
 }
 
 #[test]

@@ -25,8 +25,10 @@ use crate::{
     systemd,
 };
 
-/// The version, as `--version` prints it.
+/// The version.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// The commit that this was built from, or `unknown`.
+pub const COMMIT: &str = env!("DUET_COMMIT");
 /// Longest wait for the others that hold the store, when everything has ended.
 const CLOSE: Duration = Duration::from_secs(2);
 

@@ -91,7 +91,7 @@ fn tls() -> Tls {
 
 /// What a node shows that has one of everything.
 fn text() -> String {
-    let mut metrics = Metrics::new("1.2.3", 7, "c");
+    let mut metrics = Metrics::new("1.2.3", "abc", 7, "c");
     let dir = tempfile::tempdir().unwrap();
     let store = Arc::new(RocksStore::open(dir.path(), &RocksOptions::default()).unwrap());
     let committer = Committer::start_task(store.clone(), Duration::ZERO);

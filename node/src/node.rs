@@ -28,7 +28,7 @@ use tokio::{
 use crate::{
     certificates::Certificates,
     config::Resolved,
-    daemon::VERSION,
+    daemon::{COMMIT, VERSION},
     metrics::{Durable, Metrics, Seen},
     scrub, serve,
     settings::{self, Settings},
@@ -146,7 +146,7 @@ impl Node {
             clock.clone(),
             follow_peers(endpoint.peers().clone()),
         );
-        let mut metrics = Metrics::new(VERSION, config.node.0, config.cluster.as_str());
+        let mut metrics = Metrics::new(VERSION, COMMIT, config.node.0, config.cluster.as_str());
         metrics.collect(Durable { store: store.clone(), committer: committer.clone() });
         metrics.collect(certificates.clone());
         let node = Node {

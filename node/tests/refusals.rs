@@ -133,7 +133,9 @@ fn a_corrupt_store() {
 fn version_and_check() {
     let output = run(&["--version"]);
     assert!(output.status.success());
-    assert_eq!(String::from_utf8_lossy(&output.stdout), format!("duetd {}\n", env!("CARGO_PKG_VERSION")));
+    let told = String::from_utf8_lossy(&output.stdout);
+    // The commit stands behind it where it is known.
+    assert!(told.starts_with(concat!("duetd ", env!("CARGO_PKG_VERSION"))), "{told}");
 
     let site = Site::new("c", 1);
     let config = site.config(1);

@@ -210,6 +210,7 @@ pub fn command(version: String) -> Command {
     let command = Command::new("duetd")
         .about("One node of a Duet cluster")
         .version(version)
+        .long_version(env!("DUET_BUILD"))
         .after_help("A flag is above its variable, a variable above the file, the file above the default.")
         .arg(
             Arg::new("config")

@@ -144,10 +144,11 @@ pub(crate) struct Metrics {
 
 impl Metrics {
     /// Everything at zero.
-    pub(crate) fn new(version: &str, node: u32, cluster: &str) -> Metrics {
+    pub(crate) fn new(version: &str, commit: &str, node: u32, cluster: &str) -> Metrics {
         let mut registry = Registry::with_prefix("duet");
         let build = Info::new(vec![
             ("version", version.to_owned()),
+            ("commit", commit.to_owned()),
             ("node", node.to_string()),
             ("cluster", cluster.to_owned()),
         ]);

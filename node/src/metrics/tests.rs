@@ -69,13 +69,13 @@ fn holds(text: &str, lines: &[&str]) {
 
 #[test]
 fn the_text_shows_counts_and_state() {
-    let metrics = Metrics::new("1.2.3", 7, "c");
+    let metrics = Metrics::new("1.2.3", "abc", 7, "c");
     metrics.requests.answered(&metrics.requests.asked(&Request::Topology, |_| false), &Response::Done, MS);
     let text = shown(&metrics, &status(vec![]));
     holds(
         &text,
         &[
-            "duet_build_info{version=\"1.2.3\",node=\"7\",cluster=\"c\"} 1",
+            "duet_build_info{version=\"1.2.3\",commit=\"abc\",node=\"7\",cluster=\"c\"} 1",
             "duet_requests_total{kind=\"topology\",outcome=\"ok\"} 1",
             "duet_request_duration_seconds_count{kind=\"topology\"} 1",
             "duet_ready 1",
@@ -88,7 +88,7 @@ fn the_text_shows_counts_and_state() {
 
 #[test]
 fn each_mode_has_its_own_figures() {
-    let metrics = Metrics::new("1.2.3", 7, "c");
+    let metrics = Metrics::new("1.2.3", "abc", 7, "c");
     let mut converged_ms = [0; 16];
     (converged_ms[0], converged_ms[3], converged_ms[15]) = (5, 2, 1);
     let eventual = EventualStatus {
