@@ -389,11 +389,8 @@ impl Handle {
             Verdict::Fresh => Recall::Never,
             Verdict::Refused(_) => Recall::Unknown,
             Verdict::Ran(position) => {
-                let key = answer_key(namespace, &position.to_bytes());
-                match view.get(Family::Namespace, &key)? {
-                    Some(value) => Recall::Ran(Box::new(machine::remembered(&key, &value)?)),
-                    None => Recall::Unknown,
-                }
+                let answer = machine::recall(view, namespace, position, attempt)?;
+                answer.map_or(Recall::Unknown, |answer| Recall::Ran(Box::new(answer)))
             }
         })
     }

@@ -38,8 +38,10 @@ pub const IN_FLIGHT: usize = 8192;
 pub const CLOCK_DRIFT_MS: u64 = 500;
 /// Sessions remembered per namespace for exactly-once answers.
 pub const SESSIONS: usize = 4096;
-/// Answers remembered per namespace for exactly-once retries, counted in log positions.
+/// For how many positions of its log a namespace remembers an answer, for exactly-once retries.
 pub const SESSION_POSITIONS: u64 = 100_000;
+/// Answers that a namespace remembers, all sessions together; beyond it the oldest go.
+pub const SESSION_ANSWERS: usize = 100_000;
 
 const _: () = {
     assert!(KEY_MIN >= 1 && KEY_MIN <= KEY_MAX);

@@ -56,7 +56,7 @@ pub struct SessionId(pub u128);
 /// What lets a write be retried without being done twice.
 ///
 /// The replicated state keeps the answer of every `(session, sequence)` for
-/// [`limits::SESSION_POSITIONS`] log positions. A retry that finds its answer gets it; one that finds none has never
+/// [`limits::SESSION_POSITIONS`] log positions, as long as there are no more than [`limits::SESSION_ANSWERS`]. A retry that finds its answer gets it; one that finds none has never
 /// run, unless `seen` lies below what the table still remembers: then `SessionExpired` says so and nothing is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Try {

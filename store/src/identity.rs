@@ -139,6 +139,6 @@ mod tests {
         let mut batch = Batch::new();
         batch.put(Family::Node, layout::IDENTITY, layout::guard(layout::IDENTITY, &[9, 1, 2]));
         store.write(batch).unwrap();
-        assert_eq!(open_node(&*store, &who("c", 1)), Err(StoreError::Layout { found: 9, ours: 1 }));
+        assert_eq!(open_node(&*store, &who("c", 1)), Err(StoreError::Layout { found: 9, ours: layout::VERSION }));
     }
 }

@@ -10,14 +10,14 @@ use tokio::{sync::oneshot, time::Instant};
 use super::{
     Host, Slot, contain,
     group::{Cx, Fault, Group},
-    requests::Reply,
+    requests::{Reply, Write},
     step::Tell,
 };
 use crate::{
     GroupError, GroupId, GroupSpec, Proposal,
     handle::Command,
     log::{FOUNDED, Log, Place, Row},
-    machine::{Command as Entry, Machine, State, get, state_key},
+    machine::{self, Machine, State, get, state_key},
 };
 
 impl Host {
@@ -136,14 +136,14 @@ impl Host {
             return;
         }
         let request = self.request();
-        let entry = match proposal {
-            Proposal::Seal { next } => Entry::Seal { request, next },
-            Proposal::Late { records } => Entry::Late { request, records },
-            Proposal::Settle => Entry::Settle { request },
+        let command = match proposal {
+            Proposal::Seal { next } => machine::Command::Seal { request, next },
+            Proposal::Late { records } => machine::Command::Late { request, records },
+            Proposal::Settle => machine::Command::Settle { request },
         };
         self.with(id, now, |group, cx| {
             group.wake(cx, true);
-            group.write(request.counter, entry.encode(), true, deadline, reply, now);
+            group.write(request.counter, Write::of_engine(&command, now, deadline, reply));
             Ok(())
         });
         self.dirty.insert(id);

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use super::{
     install::Receiving,
     peers::Peers,
-    requests::{self, Read, Reads, Reply, Writes},
+    requests::{self, Read, Reads, Writes},
     wire::{Item, Outbox},
 };
 use crate::{
@@ -250,16 +250,8 @@ impl Group {
     }
 
     /// Takes in a write, to be proposed with everything else that has come.
-    pub(crate) fn write(
-        &mut self,
-        counter: u64,
-        data: Vec<u8>,
-        again: bool,
-        deadline: Instant,
-        reply: Reply,
-        now: Instant,
-    ) {
-        self.writes.hold(counter, data, again, now, deadline, reply);
+    pub(crate) fn write(&mut self, counter: u64, write: requests::Write) {
+        self.writes.hold(counter, write);
     }
 
     /// Takes in a linearizable read.
@@ -461,14 +453,14 @@ impl Group {
         let mut batch = Batch::new();
         let mut list = Vec::with_capacity(entries.len());
         for entry in entries {
-            let command = match entry.entry_type() {
+            let commands = match entry.entry_type() {
                 EntryType::EntryNormal => Command::decode(&entry.data).map_err(|e| Fault(e.to_string()))?,
                 _ => {
                     self.change_members(&entry.data, &mut batch)?;
-                    Command::Noop
+                    Vec::new()
                 }
             };
-            list.push(Committed { index: entry.index, term: entry.term, command });
+            list.push(Committed { index: entry.index, term: entry.term, commands });
         }
         cx.metrics.applied += list.len() as u64;
         let machine = self.machine.as_mut().ok_or_else(|| Fault("entries to apply but no state".into()))?;

@@ -32,7 +32,7 @@ pub(crate) use self::step::{Held, Persisted, Step, Unpersisted};
 use self::{
     group::{Cx, Fault, Group},
     peers::Peers,
-    requests::{Read, Reply},
+    requests::{Read, Reply, Write},
     send::Sends,
     step::Tell,
     wire::{Bulk, Item, Outbox},
@@ -41,7 +41,7 @@ use crate::{
     Call, Config, GroupId, GroupInfo, Metrics,
     handle::Board,
     log::{Keep, Log, Place, Row},
-    machine::{self, Command as Entry, Machine, RequestId},
+    machine::{self, Machine, RequestId},
 };
 
 /// One replica on this node.
@@ -427,9 +427,8 @@ impl Host {
             let Call { op, attempt, consistency } = call;
             if op.is_write() {
                 group.wake(cx, true);
-                let again = attempt.is_some();
-                let entry = Entry::Write(machine::Write { request, proposed: stamp, attempt, op }).encode();
-                group.write(counter, entry, again, deadline, reply, now);
+                let write = machine::Write { request, proposed: stamp, attempt, op };
+                group.write(counter, Write::of_client(write, now, deadline, reply));
             } else {
                 let read = Read { op, arrived: now, deadline, reply };
                 match consistency {

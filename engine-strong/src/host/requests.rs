@@ -6,18 +6,24 @@ use duet_proto::{Answer, Error, Op};
 use raft::eraftpb::Entry;
 use tokio::{sync::oneshot, time::Instant};
 
+use crate::machine::{self, Command, join};
+
 pub(crate) type Reply = oneshot::Sender<Result<Answer, Error>>;
 
 /// Bytes of entries in one proposal: what a follower forwards must fit a frame.
 const PROPOSAL_BYTES: usize = 1 << 20;
+/// Writes share an entry up to this many bytes; one always fits.
+const ENTRY_BYTES: usize = 64 << 10;
 
 /// A write.
 #[derive(Debug)]
 pub(crate) struct Write {
-    /// The entry. Kept as long as it may be proposed again.
+    /// The command. Kept as long as it may be proposed again.
     data: Vec<u8>,
     /// Whether proposing it again is safe.
     again: bool,
+    /// Whether it has an entry of its own: its answer may be large, or it is none of a client's.
+    alone: bool,
     /// Whether it may be in some log.
     at_large: bool,
     pub(crate) arrived: Instant,
@@ -26,6 +32,17 @@ pub(crate) struct Write {
 }
 
 impl Write {
+    /// A client's.
+    pub(crate) fn of_client(write: machine::Write, arrived: Instant, deadline: Instant, reply: Reply) -> Write {
+        let (again, alone) = (write.attempt.is_some(), matches!(write.op, Op::Transaction { .. }));
+        Write { data: Command::Write(write).encode(), again, alone, at_large: false, arrived, deadline, reply }
+    }
+
+    /// The engine's own, which can be done twice without harm.
+    pub(crate) fn of_engine(command: &Command, arrived: Instant, deadline: Instant, reply: Reply) -> Write {
+        Write { data: command.encode(), again: true, alone: true, at_large: false, arrived, deadline, reply }
+    }
+
     /// Whether it was proposed under an earlier leader and will not be proposed again.
     pub(crate) fn is_lost(&self, led_since: Instant) -> bool {
         self.at_large && !self.again && self.arrived < led_since
@@ -52,17 +69,9 @@ pub(crate) enum Outcome {
 }
 
 impl Writes {
-    pub(crate) fn hold(
-        &mut self,
-        counter: u64,
-        data: Vec<u8>,
-        again: bool,
-        arrived: Instant,
-        deadline: Instant,
-        reply: Reply,
-    ) {
-        self.bytes += data.len();
-        self.all.insert(counter, Write { data, again, at_large: false, arrived, deadline, reply });
+    pub(crate) fn hold(&mut self, counter: u64, write: Write) {
+        self.bytes += write.data.len();
+        self.all.insert(counter, write);
         self.held.insert(counter, ());
     }
 
@@ -80,14 +89,26 @@ impl Writes {
 
     /// The next entries to propose, up to a bound; they stay held until [`Writes::proposed`].
     pub(crate) fn next_proposal(&self) -> (Vec<u64>, Vec<Entry>) {
-        let (mut counters, mut entries, mut size) = (Vec::new(), Vec::new(), 0);
+        let (mut counters, mut entries, mut size) = (Vec::new(), Vec::<Entry>::new(), 0);
+        // Whether the last entry takes no more.
+        let mut full = true;
         for (counter, write) in self.held.keys().filter_map(|c| Some((*c, self.all.get(c)?))) {
             size += write.data.len();
             if size > PROPOSAL_BYTES && !entries.is_empty() {
                 break;
             }
             counters.push(counter);
-            entries.push(Entry { data: write.data.clone(), ..Entry::default() });
+            match entries.last_mut() {
+                Some(last) if !full && !write.alone && last.data.len() + write.data.len() <= ENTRY_BYTES => {
+                    join(&mut last.data, &write.data);
+                }
+                _ => {
+                    let mut data = Vec::with_capacity(1 + write.data.len());
+                    join(&mut data, &write.data);
+                    entries.push(Entry { data, ..Entry::default() });
+                    full = write.alone;
+                }
+            }
         }
         (counters, entries)
     }
@@ -249,7 +270,45 @@ impl Reads {
 
 #[cfg(test)]
 mod tests {
+    use duet_proto::{Boot, Epoch, Hlc, Mutation, NodeId};
+
     use super::*;
+    use crate::machine::RequestId;
+
+    /// What the entries of a proposal of these writes say, by the counters in them.
+    fn shared(ops: impl IntoIterator<Item = Op>) -> Vec<Vec<u64>> {
+        let (mut writes, now) = (Writes::default(), Instant::now());
+        for (op, counter) in ops.into_iter().zip(1..) {
+            let request = RequestId { node: NodeId(1), boot: Boot(1), counter };
+            let write = machine::Write { request, proposed: Hlc(1), attempt: None, op };
+            writes.hold(counter, Write::of_client(write, now, now, oneshot::channel().0));
+        }
+        let seal = |request| Command::Seal { request, next: Epoch(2) };
+        let request = RequestId { node: NodeId(1), boot: Boot(1), counter: 99 };
+        writes.hold(99, Write::of_engine(&seal(request), now, now, oneshot::channel().0));
+        let said = |entry: Entry| {
+            let commands = Command::decode(&entry.data).unwrap().into_iter();
+            commands.map(|c| if let Command::Write(write) = c { write.request.counter } else { 99 }).collect()
+        };
+        writes.next_proposal().1.into_iter().map(said).collect()
+    }
+
+    #[test]
+    fn writes_share_entries_but_for_what_may_have_a_large_answer() {
+        let put = |size: usize| Op::Write { mutation: Mutation::put("k", vec![0; size]) };
+        let transaction =
+            Op::Transaction { compares: vec![], then: vec![], otherwise: vec![], reads: vec!["k".into()] };
+        let ops = [put(1), put(1), transaction.clone(), put(1), transaction.clone(), transaction, put(1), put(1)];
+        assert_eq!(shared(ops), [&[1, 2][..], &[3], &[4], &[5], &[6], &[7, 8], &[99]]);
+        let large = ENTRY_BYTES / 2;
+        assert_eq!(shared([put(large), put(large), put(1), put(3 * large)]), [&[1][..], &[2, 3], &[4], &[99]]);
+        let most = shared((0..40).map(|_| put(large))).concat();
+        assert_eq!(
+            most,
+            (1..PROPOSAL_BYTES as u64 / large as u64).collect::<Vec<_>>(),
+            "the rest is for another proposal"
+        );
+    }
 
     /// An answer takes three times as long as a round is waited for at first.
     #[test]

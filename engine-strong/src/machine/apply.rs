@@ -7,7 +7,7 @@ use duet_proto::{
     Change, Compare, Epoch, Error, Expect, Hlc, Mutation, NodeId, Op, Outcome, Record, Resource, Stamp, Try,
     TxnResult, limits,
 };
-use duet_store::{Batch, Family, View, layout};
+use duet_store::{Batch, Family, StoreError, View, layout};
 
 use super::{
     Applied, Command, Committed, Group, Machine, MachineError, Position, Seal, State, Write, put,
@@ -45,15 +45,15 @@ impl Machine {
         };
         let mut applied = Vec::new();
         for entry in entries {
-            applied.extend(step.entry(entry)?);
+            step.entry(entry, &mut applied)?;
         }
         step.finish(batch);
         Ok(applied)
     }
 
     #[cfg(test)]
-    pub(crate) fn bounded(mut self, sessions: usize, positions: u64) -> Machine {
-        self.bounds = Bounds { sessions, positions };
+    pub(crate) fn bounded(mut self, sessions: usize, answers: usize, positions: u64) -> Machine {
+        self.bounds = Bounds { sessions, answers, positions };
         self
     }
 
@@ -74,14 +74,14 @@ struct Step<'a> {
     records: BTreeMap<Bytes, Option<Record>>,
     /// Rows of the list of tombstones: new ones with their key, and those that go.
     listed: BTreeMap<Bytes, Option<Bytes>>,
-    /// The answers remembered and not forgotten again.
-    answers: BTreeMap<Position, Remembered>,
+    /// The rows of answers, but those that were forgotten again.
+    answers: BTreeMap<Position, Vec<Remembered>>,
     /// The answers whose rows were there before and are to go.
     forgotten: Vec<Position>,
 }
 
 impl Step<'_> {
-    fn entry(&mut self, entry: Committed) -> Result<Option<Applied>, MachineError> {
+    fn entry(&mut self, entry: Committed, applied: &mut Vec<Applied>) -> Result<(), MachineError> {
         let expected = self.state.applied.index + 1;
         if entry.index != expected {
             return Err(MachineError::Gap { expected, found: entry.index });
@@ -91,14 +91,16 @@ impl Step<'_> {
         // For every entry, whatever it says: what is forgotten depends on positions alone.
         let forgotten = self.sessions.expire(self.state.applied, self.bounds, &mut self.state.floor);
         self.forget(forgotten);
-        let (request, result) = match entry.command {
-            Command::Noop => return Ok(None),
-            Command::Write(write) => (write.request, self.write(write)?),
-            Command::Seal { request, next } => (request, self.seal(next)),
-            Command::Late { request, records } => (request, self.late(records)?),
-            Command::Settle { request } => (request, self.settle()?),
-        };
-        Ok(Some(Applied { index: entry.index, request, result }))
+        for command in entry.commands {
+            let (request, result) = match command {
+                Command::Write(write) => (write.request, self.write(write)?),
+                Command::Seal { request, next } => (request, self.seal(next)),
+                Command::Late { request, records } => (request, self.late(records)?),
+                Command::Settle { request } => (request, self.settle()?),
+            };
+            applied.push(Applied { index: entry.index, request, result });
+        }
+        Ok(())
     }
 
     /// Ends the epoch; doing it again changes nothing.
@@ -183,7 +185,7 @@ impl Step<'_> {
                 self.remember(&attempt, answer.clone());
                 Ok(answer)
             }
-            Verdict::Ran(position) => self.recall(position),
+            Verdict::Ran(position) => self.recall(position, &attempt),
             Verdict::Refused(error) => Ok(Err(error)),
         }
     }
@@ -309,19 +311,17 @@ impl Step<'_> {
         let position = self.state.applied;
         let (remembered, forgotten) =
             self.sessions.remember(attempt, position, answer, self.bounds, &mut self.state.floor);
-        self.answers.insert(position, remembered);
         self.forget(forgotten);
+        self.answers.entry(position).or_default().push(remembered);
     }
 
-    fn recall(&self, position: Position) -> Result<Result<Outcome, Error>, MachineError> {
-        if let Some(remembered) = self.answers.get(&position) {
-            return Ok(remembered.answer.clone());
-        }
-        let key = answer_key(self.group.namespace, &position.to_bytes());
-        match self.view.get(Family::Namespace, &key)? {
-            Some(value) => Ok(sessions::decode(&key, &value)?.1.answer),
-            None => Err(duet_store::StoreError::corrupt("a remembered answer is missing").into()),
-        }
+    fn recall(&self, position: Position, attempt: &Try) -> Result<Result<Outcome, Error>, MachineError> {
+        let answer = match self.answers.get(&position) {
+            Some(row) => sessions::answer_in(row, attempt).cloned(),
+            None => sessions::recall(self.view, self.group.namespace, position, attempt)?,
+        };
+        let missing = || StoreError::corrupt("a remembered answer is missing");
+        Ok(answer.ok_or_else(missing)?)
     }
 
     fn forget(&mut self, positions: Vec<Position>) {
@@ -347,8 +347,8 @@ impl Step<'_> {
                 None => batch.delete(Family::Namespace, row),
             }
         }
-        for (position, remembered) in self.answers {
-            put(batch, answer_key(namespace, &position.to_bytes()), &remembered);
+        for (position, row) in self.answers {
+            put(batch, answer_key(namespace, &position.to_bytes()), &row);
         }
         for position in self.forgotten {
             batch.delete(Family::Namespace, answer_key(namespace, &position.to_bytes()));

@@ -1,14 +1,15 @@
 //! Commands: what the entries of a group's log say.
 //!
-//! One version byte, then postcard. An entry without data (a new leader's first, a change of members) is a
-//! [`Command::Noop`]. What comes after `Write` serves a change of mode: the seal that ends an epoch, late writes that
-//! bring their own stamps, and the end of waiting for them.
+//! An entry is a version byte, then commands in postcard, one behind the other: what is proposed together shares an
+//! entry, and with it a row of the log and one of answers. An entry without data (a new leader's first) says nothing.
+//! What comes after `Write` serves a change of mode: the seal that ends an epoch, late writes that bring their own
+//! stamps, and the end of waiting for them.
 
 use bytes::Bytes;
 use duet_proto::{Boot, Epoch, Hlc, NodeId, Op, Record, Try};
 use serde::{Deserialize, Serialize};
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// Names one proposal of one start of one node. Never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -24,8 +25,6 @@ pub struct RequestId {
 /// What an entry says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Command {
-    /// Nothing; it only takes its place in the log.
-    Noop,
     /// A client's write.
     Write(Write),
     /// The end of the epoch: what comes after it in the log is refused, and `next` begins with what came before.
@@ -73,34 +72,35 @@ pub struct CommandError {
 }
 
 impl Command {
-    /// The bytes of the entry.
+    /// Its part of an entry.
     ///
     /// # Panics
     /// Never: a command serializes, and the buffer grows.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        if *self == Command::Noop {
-            return Vec::new();
-        }
-        let mut bytes = Vec::with_capacity(self.size_hint());
-        bytes.push(VERSION);
-        postcard::to_extend(self, bytes).expect("plain data serializes into memory")
+        postcard::to_extend(self, Vec::with_capacity(self.size_hint())).expect("plain data serializes into memory")
     }
 
-    /// Reads the bytes of an entry; none at all are a [`Command::Noop`].
+    /// Reads an entry.
     ///
     /// # Errors
-    /// If it is not exactly one command.
-    pub fn decode(bytes: &[u8]) -> Result<Command, CommandError> {
-        match bytes.split_first() {
-            None => Ok(Command::Noop),
-            Some((&VERSION, body)) => match postcard::take_from_bytes(body) {
-                Ok((command, [])) => Ok(command),
-                Ok((_, rest)) => Err(CommandError { why: format!("{} bytes after it", rest.len()) }),
-                Err(error) => Err(CommandError { why: error.to_string() }),
-            },
-            Some((version, _)) => Err(CommandError { why: format!("version {version}; this build reads {VERSION}") }),
+    /// If it is not a number of commands, and nothing else.
+    pub fn decode(entry: &[u8]) -> Result<Vec<Command>, CommandError> {
+        let mut rest = match entry.split_first() {
+            None => return Ok(Vec::new()),
+            Some((&VERSION, rest)) => rest,
+            Some((version, _)) => {
+                return Err(CommandError { why: format!("version {version}; this build reads {VERSION}") });
+            }
+        };
+        let mut commands = Vec::new();
+        while !rest.is_empty() {
+            let (command, later) =
+                postcard::take_from_bytes(rest).map_err(|error| CommandError { why: error.to_string() })?;
+            commands.push(command);
+            rest = later;
         }
+        Ok(commands)
     }
 
     /// Bytes that the encoding of a write of one key fits in, so that the buffer is allocated once.
@@ -113,6 +113,14 @@ impl Command {
         let value = if let duet_proto::Change::Put(value) = &mutation.change { value.len() } else { 0 };
         FIXED + mutation.key.len() + value
     }
+}
+
+/// Adds a command to an entry, to which there is nothing at first.
+pub(crate) fn join(entry: &mut Vec<u8>, command: &[u8]) {
+    if entry.is_empty() {
+        entry.push(VERSION);
+    }
+    entry.extend_from_slice(command);
 }
 
 #[cfg(test)]
@@ -134,7 +142,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn reads_back_and_every_cut_is_refused(
+        fn reads_back_and_no_part_of_a_command_does(
             key in prop::collection::vec(any::<u8>(), 1..20),
             value in prop::collection::vec(any::<u8>(), 0..40),
             cut in any::<prop::sample::Index>(),
@@ -142,9 +150,14 @@ mod tests {
             let command = write(key, value);
             let bytes = command.encode();
             prop_assert!(bytes.capacity() <= command.size_hint(), "one allocation");
-            prop_assert_eq!(Command::decode(&bytes), Ok(command));
-            let cut = 1 + cut.index(bytes.len() - 1);
-            prop_assert!(Command::decode(&bytes[..cut]).is_err());
+            let mut entry = Vec::new();
+            for count in 1..4 {
+                join(&mut entry, &bytes);
+                prop_assert_eq!(Command::decode(&entry), Ok(vec![command.clone(); count]));
+            }
+            let cut = 1 + cut.index(entry.len() - 1);
+            let whole = (cut - 1) % bytes.len() == 0;
+            prop_assert_eq!(Command::decode(&entry[..cut]).is_ok(), whole);
         }
 
         #[test]
@@ -154,8 +167,8 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_entry_is_a_noop() {
-        assert_eq!(Command::decode(&Command::Noop.encode()), Ok(Command::Noop));
+    fn an_empty_entry_says_nothing() {
+        assert_eq!(Command::decode(&[]), Ok(vec![]));
         assert!(Command::decode(&[VERSION + 1, 0]).is_err());
     }
 
@@ -168,6 +181,8 @@ mod tests {
             attempt: None,
             op: Op::Write { mutation: Mutation::put("k", "v") },
         });
-        assert_eq!(command.encode(), [1, 1, 3, 4, 5, 6, 0, 2, 1, b'k', 0, 1, b'v']);
+        let mut entry = Vec::new();
+        join(&mut entry, &command.encode());
+        assert_eq!(entry, [2, 0, 3, 4, 5, 6, 0, 2, 1, b'k', 0, 1, b'v']);
     }
 }

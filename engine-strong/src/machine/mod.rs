@@ -31,6 +31,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::snapshot::{Installer, Phase};
 
+pub(crate) use self::command::join;
 use self::sessions::Bounds;
 pub use self::{
     command::{Command, CommandError, RequestId, Write},
@@ -39,7 +40,7 @@ pub use self::{
 pub(crate) use self::{
     read::after,
     rows::{answer_key, answer_position, clear, decode, drop_answers, get, install_key, put, staging, state_key},
-    sessions::{Remembered, Sessions, Verdict},
+    sessions::{Remembered, Sessions, Verdict, recall},
 };
 
 /// Which group a machine belongs to, and where it runs.
@@ -142,11 +143,6 @@ impl State {
     }
 }
 
-/// The answer in a row of the exactly-once table.
-pub(crate) fn remembered(key: &bytes::Bytes, value: &bytes::Bytes) -> Result<Result<Outcome, Error>, StoreError> {
-    Ok(sessions::decode(key, value)?.1.answer)
-}
-
 /// A committed entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Committed {
@@ -154,8 +150,8 @@ pub struct Committed {
     pub index: u64,
     /// Its term.
     pub term: u64,
-    /// What it says. Entries that do not concern the machine (changes of members) are a [`Command::Noop`].
-    pub command: Command,
+    /// What it says; nothing to the machine, if it is a leader's first or a change of members.
+    pub commands: Vec<Command>,
 }
 
 /// What came of a write.

@@ -1,14 +1,15 @@
 //! The exactly-once table: which writes have run, and where their answers lie.
 //!
-//! An answer is a row, keyed by the log position at which its write ran; this is the index over those rows, and a
+//! The answers of one entry are a row, keyed by its position in the log; this is the index over those rows, and a
 //! function of them (with the floor, which the [`State`](super::State) keeps), so that a replica that restarted
-//! or installed a snapshot decides as every other does. Memory is bounded by what clients have not yet said to
-//! have received: a write that says "answered below n" removes the rows below n.
+//! or installed a snapshot decides as every other does. A write that says "answered below n" forgets what was answered
+//! below n; a row goes with the last answer in it. Until then it still holds the others, which are known by their
+//! session: a later row, or its own, says that they were received.
 //!
 //! Nothing here looks at a clock. What is forgotten, and when, follows from log positions alone:
-//! an answer goes when its client has it, when it is `positions` old, or when its session is the least
-//! recently used of more than `sessions`. The last two raise the *floor*: every write at or above it whose
-//! answer was not received is still known. So a write whose client had seen the position just before the floor, or a
+//! an answer goes when its client has it, when it is `positions` old, when there are `answers` that are younger, or when
+//! its session is the least recently used of more than `sessions`. All but the first raise the *floor*, and everything
+//! below that goes: every write at or above it whose answer was not received is still known. So a write whose client had seen the position just before the floor, or a
 //! later one, and that is not in the table, has never run; one first sent before that is refused.
 //!
 //! After Ongaro, "Consensus: Bridging Theory and Practice" (2014), section 6.3, with the floor in the place of the
@@ -27,16 +28,18 @@ use super::rows::{self, Position};
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Bounds {
     pub(crate) sessions: usize,
+    pub(crate) answers: usize,
     pub(crate) positions: u64,
 }
 
 impl Default for Bounds {
     fn default() -> Self {
-        Bounds { sessions: limits::SESSIONS, positions: limits::SESSION_POSITIONS }
+        let (sessions, answers) = (limits::SESSIONS, limits::SESSION_ANSWERS);
+        Bounds { sessions, answers, positions: limits::SESSION_POSITIONS }
     }
 }
 
-/// A row: the answer of one write.
+/// The answer of one write. A row is a list of them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Remembered {
     pub(crate) session: SessionId,
@@ -46,12 +49,14 @@ pub(crate) struct Remembered {
     pub(crate) answer: Result<Outcome, Error>,
 }
 
-/// Invariants: a session is here if and only if it has a row; `by_position` and the sessions' `answers` hold the
-/// same pairs; no answer lies below its session's `answered_below`.
+/// Invariants: a session is here if and only if it has an answer, and a position if and only if it has one;
+/// `by_position` and the sessions' `answers` hold the same pairs, `count` of them; no answer lies below its session's
+/// `answered_below`.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Sessions {
     by_id: BTreeMap<SessionId, Session>,
-    by_position: BTreeMap<Position, (SessionId, u64)>,
+    by_position: BTreeMap<Position, Vec<(SessionId, u64)>>,
+    count: usize,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -79,15 +84,17 @@ impl Sessions {
         let (from, to) = layout::prefix_range(rows::answer_key(namespace, &[]));
         for row in view.scan(Family::Namespace, &from, Some(&to))? {
             let (key, value) = row?;
-            let (position, remembered) = decode(&key, &value)?;
-            sessions.insert(position, &remembered);
+            let (position, row) = decode(&key, &value)?;
+            for remembered in &row {
+                sessions.insert(position, remembered);
+            }
         }
         Ok(sessions)
     }
 
     /// Sessions, and answers of all of them.
     pub(crate) fn len(&self) -> (usize, usize) {
-        (self.by_id.len(), self.by_position.len())
+        (self.by_id.len(), self.count)
     }
 
     /// Whether a write may run.
@@ -113,8 +120,8 @@ impl Sessions {
         Verdict::Fresh
     }
 
-    /// Takes in the answer of the write at `position`, which [`Sessions::check`] found fresh. Answers its row and
-    /// the positions whose rows are to go.
+    /// Takes in the answer of the write at `position`, which [`Sessions::check`] found fresh. Answers what is to go
+    /// into the row, and the positions whose rows are to go.
     pub(crate) fn remember(
         &mut self,
         attempt: &Try,
@@ -125,7 +132,10 @@ impl Sessions {
     ) -> (Remembered, Vec<Position>) {
         let mut forgotten = Vec::new();
         if self.by_id.len() >= bounds.sessions && !self.by_id.contains_key(&attempt.session) {
-            self.evict_oldest(floor, &mut forgotten);
+            // A walk over all sessions, but only for the first write of a new one when the table is full.
+            let oldest = self.by_id.values().map(|session| session.last).min();
+            *floor = oldest.map_or(*floor, |last| (*floor).max(last.next()));
+            forgotten = self.forget_below(*floor);
         }
         let before = self.by_id.get(&attempt.session).map_or(0, |s| s.answered_below);
         let remembered = Remembered {
@@ -134,14 +144,7 @@ impl Sessions {
             answered_below: before.max(attempt.answered_below),
             answer,
         };
-        self.insert(position, &remembered);
-        if let Some(session) = self.by_id.get_mut(&attempt.session) {
-            let kept = session.answers.split_off(&session.answered_below);
-            let gone = std::mem::replace(&mut session.answers, kept).into_values();
-            forgotten.extend(gone.inspect(|position| {
-                self.by_position.remove(position);
-            }));
-        }
+        forgotten.extend(self.insert(position, &remembered));
         (remembered, forgotten)
     }
 
@@ -150,46 +153,82 @@ impl Sessions {
         if position.index >= bounds.positions {
             *floor = (*floor).max(Position { index: position.index - bounds.positions + 1, ..position });
         }
+        let mut over = self.count.saturating_sub(bounds.answers);
+        for (position, answers) in &self.by_position {
+            if over == 0 {
+                break;
+            }
+            over = over.saturating_sub(answers.len());
+            *floor = (*floor).max(position.next());
+        }
+        self.forget_below(*floor)
+    }
+
+    fn forget_below(&mut self, floor: Position) -> Vec<Position> {
         let mut forgotten = Vec::new();
-        while let Some(first) = self.by_position.first_entry().filter(|first| *first.key() < *floor) {
-            let (position, (session, sequence)) = first.remove_entry();
-            forgotten.push(position);
-            if let Entry::Occupied(mut session) = self.by_id.entry(session) {
-                session.get_mut().answers.remove(&sequence);
-                if session.get().answers.is_empty() {
-                    session.remove();
+        while let Some(first) = self.by_position.first_entry().filter(|first| *first.key() < floor) {
+            let (position, answers) = first.remove_entry();
+            self.count -= answers.len();
+            for (session, sequence) in answers {
+                if let Entry::Occupied(mut session) = self.by_id.entry(session) {
+                    session.get_mut().answers.remove(&sequence);
+                    if session.get().answers.is_empty() {
+                        session.remove();
+                    }
                 }
             }
+            forgotten.push(position);
         }
         forgotten
     }
 
-    /// Drops the least recently used session. What it wrote is known no more, so the floor rises past it.
-    fn evict_oldest(&mut self, floor: &mut Position, forgotten: &mut Vec<Position>) {
-        // A walk over all sessions, but only for the first write of a new one when the table is full.
-        let Some((id, last)) = self.by_id.iter().map(|(id, s)| (*id, s.last)).min_by_key(|(_, last)| *last) else {
-            return;
-        };
-        *floor = (*floor).max(last.next());
-        for position in self.by_id.remove(&id).into_iter().flat_map(|s| s.answers.into_values()) {
-            self.by_position.remove(&position);
-            forgotten.push(position);
-        }
-    }
-
-    fn insert(&mut self, position: Position, row: &Remembered) {
-        self.by_position.insert(position, (row.session, row.sequence));
-        let new = || Session { answered_below: 0, last: position, answers: BTreeMap::new() };
-        let session = self.by_id.entry(row.session).or_insert_with(new);
-        session.answered_below = session.answered_below.max(row.answered_below);
+    /// Answers the positions that have no answers any more.
+    fn insert(&mut self, position: Position, new: &Remembered) -> Vec<Position> {
+        let fresh = || Session { answered_below: 0, last: position, answers: BTreeMap::new() };
+        let session = self.by_id.entry(new.session).or_insert_with(fresh);
+        session.answered_below = session.answered_below.max(new.answered_below);
         session.last = session.last.max(position);
-        session.answers.insert(row.sequence, position);
+        session.answers.insert(new.sequence, position);
+        self.by_position.entry(position).or_default().push((new.session, new.sequence));
+        self.count += 1;
+
+        let kept = session.answers.split_off(&session.answered_below);
+        let received = std::mem::replace(&mut session.answers, kept);
+        let mut empty = Vec::new();
+        for (sequence, position) in received {
+            if let Entry::Occupied(mut answers) = self.by_position.entry(position) {
+                answers.get_mut().retain(|answer| *answer != (new.session, sequence));
+                self.count -= 1;
+                if answers.get().is_empty() {
+                    answers.remove();
+                    empty.push(position);
+                }
+            }
+        }
+        empty
     }
 }
 
 /// Reads a row of the table.
-pub(crate) fn decode(key: &Bytes, value: &Bytes) -> Result<(Position, Remembered), StoreError> {
+pub(crate) fn decode(key: &Bytes, value: &Bytes) -> Result<(Position, Vec<Remembered>), StoreError> {
     let position = Position::from_bytes(&rows::answer_position(key)?)
         .ok_or_else(|| StoreError::corrupt("an answer at no position"))?;
     Ok((position, rows::decode(&layout::unguard(key, value)?)?))
+}
+
+/// The answer of a write in the row of its entry.
+pub(crate) fn answer_in<'a>(row: &'a [Remembered], attempt: &Try) -> Option<&'a Result<Outcome, Error>> {
+    row.iter().find(|r| (r.session, r.sequence) == (attempt.session, attempt.sequence)).map(|r| &r.answer)
+}
+
+/// The answer of a write that ran at `position`, as the rows say.
+pub(crate) fn recall(
+    view: &dyn View,
+    namespace: NamespaceId,
+    position: Position,
+    attempt: &Try,
+) -> Result<Option<Result<Outcome, Error>>, StoreError> {
+    let key = rows::answer_key(namespace, &position.to_bytes());
+    let row = rows::get::<Vec<Remembered>>(view, &key)?;
+    Ok(row.and_then(|row| answer_in(&row, attempt).cloned()))
 }

@@ -17,6 +17,7 @@ use super::{rows::encode, *};
 
 /// Small enough that random entries run into both.
 const SESSIONS: usize = 3;
+const ANSWERS: usize = 5;
 const POSITIONS: u64 = 12;
 
 pub(crate) fn group() -> Group {
@@ -35,11 +36,11 @@ pub(crate) fn create(store: &Arc<MemoryStore>) -> Machine {
     let mut batch = Batch::new();
     let machine = Machine::create(&**store, group(), State::empty(Epoch(1)), false, &mut batch).unwrap();
     store.write(batch).unwrap();
-    machine.bounded(SESSIONS, POSITIONS)
+    machine.bounded(SESSIONS, ANSWERS, POSITIONS)
 }
 
 pub(crate) fn open(store: &MemoryStore) -> Machine {
-    Machine::open(store, group()).unwrap().unwrap().bounded(SESSIONS, POSITIONS)
+    Machine::open(store, group()).unwrap().unwrap().bounded(SESSIONS, ANSWERS, POSITIONS)
 }
 
 pub(crate) fn apply(machine: &mut Machine, store: &MemoryStore, entries: &[Committed]) -> Vec<Applied> {
@@ -49,7 +50,7 @@ pub(crate) fn apply(machine: &mut Machine, store: &MemoryStore, entries: &[Commi
     applied
 }
 
-/// What a client does next; turned into an entry by [`build`], which knows what the namespace holds.
+/// What a client does next, in an entry of its own or joined to the one before; turned into entries by [`build`], which knows what the namespace holds.
 #[derive(Clone, Debug)]
 pub(crate) enum Step {
     Noop,
@@ -59,11 +60,13 @@ pub(crate) enum Step {
         raise: bool,
         lag: u8,
         proposed: u8,
+        joined: bool,
     },
     /// An earlier write once more, with a newer "answered below" or as it was.
     Again {
         which: prop::sample::Index,
         raise: bool,
+        joined: bool,
     },
 }
 
@@ -92,9 +95,12 @@ pub(crate) fn steps(most: usize) -> impl Strategy<Value = Vec<Step>> {
             prop::collection::vec((0u8..6, guess()), 0..2), changes(), changes(), prop::collection::vec(0u8..6, 0..3)
         ).prop_map(|(c, t, o, r)| Draft::Txn(c, t, o, r)),
     ];
-    let write = (prop::option::weighted(0.8, 0u8..5), draft, any::<bool>(), 0u8..16, any::<u8>())
-        .prop_map(|(session, op, raise, lag, proposed)| Step::Write { session, op, raise, lag, proposed });
-    let again = (any::<prop::sample::Index>(), any::<bool>()).prop_map(|(which, raise)| Step::Again { which, raise });
+    let write =
+        (prop::option::weighted(0.8, 0u8..5), draft, any::<bool>(), 0u8..16, any::<u8>(), any::<bool>()).prop_map(
+            |(session, op, raise, lag, proposed, joined)| Step::Write { session, op, raise, lag, proposed, joined },
+        );
+    let again = (any::<prop::sample::Index>(), any::<bool>(), any::<bool>())
+        .prop_map(|(which, raise, joined)| Step::Again { which, raise, joined });
     prop::collection::vec(prop_oneof![1 => Just(Step::Noop), 8 => write, 4 => again], 0..most)
 }
 
@@ -109,35 +115,43 @@ struct Model {
 }
 
 impl Model {
-    fn apply(&mut self, entry: &Committed) -> Option<Result<Outcome, Error>> {
-        self.floor = self.floor.max((entry.index + 1).saturating_sub(POSITIONS));
+    fn begin(&mut self, index: u64) {
+        self.floor = self.floor.max((index + 1).saturating_sub(POSITIONS));
+        while self.rows.iter().filter(|(at, ..)| *at >= self.floor).count() > ANSWERS {
+            self.floor = self.rows.iter().map(|(at, ..)| at + 1).find(|at| *at > self.floor).unwrap();
+        }
+        self.drop_rows();
+    }
+
+    fn drop_rows(&mut self) {
         let floor = self.floor;
         self.rows.retain(|(at, ..)| *at >= floor);
-        let Command::Write(write) = &entry.command else { return None };
-        let Some(attempt) = write.attempt else { return Some(self.run(write)) };
+    }
+
+    fn write(&mut self, index: u64, write: &Write) -> Result<Outcome, Error> {
+        let Some(attempt) = write.attempt else { return self.run(write) };
         let mine = |t: &Try| t.session == attempt.session;
         if let Some((.., answer)) = self.rows.iter().find(|(_, t, ..)| mine(t) && t.sequence == attempt.sequence) {
-            return Some(answer.clone());
+            return answer.clone();
         }
         let below = self.rows.iter().filter(|(_, t, ..)| mine(t)).map(|(_, _, below, _)| *below).max();
         if attempt.sequence < below.unwrap_or(0) {
-            return Some(Err(Error::OutcomeUnknown { why: String::new() }));
+            return Err(Error::OutcomeUnknown { why: String::new() });
         }
         if attempt.seen + 1 < self.floor {
-            return Some(Err(Error::SessionExpired { floor: self.floor, seen: attempt.seen }));
+            return Err(Error::SessionExpired { floor: self.floor, seen: attempt.seen });
         }
         assert!(self.ran.insert((attempt.session, attempt.sequence)), "the rules let a write run twice");
         let answer = self.run(write);
         let last: BTreeMap<SessionId, u64> = self.rows.iter().map(|(at, t, ..)| (t.session, *at)).collect();
         if below.is_none() && last.len() == SESSIONS {
-            let (oldest, at) = last.into_iter().min_by_key(|(_, at)| *at).unwrap();
-            self.floor = self.floor.max(at + 1);
-            self.rows.retain(|(_, t, ..)| t.session != oldest);
+            self.floor = self.floor.max(last.into_values().min().unwrap() + 1);
+            self.drop_rows();
         }
         let below = below.unwrap_or(0).max(attempt.answered_below);
-        self.rows.push((entry.index, attempt, below, answer.clone()));
+        self.rows.push((index, attempt, below, answer.clone()));
         self.rows.retain(|(_, t, ..)| !mine(t) || t.sequence >= below);
-        Some(answer)
+        answer
     }
 
     fn run(&mut self, write: &Write) -> Result<Outcome, Error> {
@@ -221,43 +235,46 @@ impl Model {
 
 /// The entries of some steps, what is to come of the writes among them, and the model after them.
 fn build(steps: &[Step]) -> (Vec<Committed>, Vec<Result<Outcome, Error>>, Model) {
-    let (mut model, mut entries, mut answers) = (Model::default(), Vec::new(), Vec::new());
+    let (mut model, mut entries, mut answers) = (Model::default(), Vec::<Committed>::new(), Vec::new());
     let mut sequences: BTreeMap<u8, u64> = BTreeMap::new();
     let mut writes: Vec<Write> = Vec::new();
-    for (step, index) in steps.iter().zip(1..) {
-        let command = match step {
-            Step::Again { which, raise } if !writes.is_empty() => {
+    for (step, counter) in steps.iter().zip(1..) {
+        let joined = matches!(step, Step::Write { joined: true, .. } | Step::Again { joined: true, .. });
+        if !joined || entries.is_empty() {
+            let index = entries.len() as u64 + 1;
+            entries.push(Committed { index, term: 1 + index / 10, commands: vec![] });
+            model.begin(index);
+        }
+        let entry = entries.last_mut().unwrap();
+        let write = match step {
+            Step::Again { which, raise, .. } if !writes.is_empty() => {
                 let mut write = which.get(&writes).clone();
                 // A write without an attempt is never sent again.
-                if let Some(attempt) = &mut write.attempt {
-                    attempt.answered_below = if *raise { attempt.sequence } else { attempt.answered_below };
-                    Command::Write(write)
-                } else {
-                    Command::Noop
-                }
+                let Some(attempt) = &mut write.attempt else { continue };
+                attempt.answered_below = if *raise { attempt.sequence } else { attempt.answered_below };
+                write
             }
-            Step::Noop | Step::Again { .. } => Command::Noop,
-            Step::Write { session, op, raise, lag, proposed } => {
+            Step::Noop | Step::Again { .. } => continue,
+            Step::Write { session, op, raise, lag, proposed, .. } => {
                 let attempt = session.map(|session| {
                     let sequence = sequences.entry(session).and_modify(|s| *s += 1).or_insert(1);
                     Try {
                         session: SessionId(u128::from(session)),
                         sequence: *sequence,
                         answered_below: if *raise { *sequence } else { 0 },
-                        seen: (index - 1u64).saturating_sub(u64::from(*lag)),
+                        seen: (entry.index - 1).saturating_sub(u64::from(*lag)),
                         epoch: Epoch(1),
                     }
                 });
                 let node = NodeId(1 + u32::from(*proposed) % 3);
-                let request = RequestId { node, boot: Boot(1), counter: index };
+                let request = RequestId { node, boot: Boot(1), counter };
                 let op = model.op(op);
                 writes.push(Write { request, proposed: Hlc(u64::from(*proposed)), attempt, op });
-                Command::Write(writes.last().unwrap().clone())
+                writes.last().unwrap().clone()
             }
         };
-        let entry = Committed { index, term: 1 + index / 10, command };
-        answers.extend(model.apply(&entry));
-        entries.push(entry);
+        answers.push(model.write(entry.index, &write));
+        entry.commands.push(Command::Write(write));
     }
     (entries, answers, model)
 }
@@ -288,7 +305,7 @@ proptest! {
             prop_assert!(same(&applied.result, answer), "{:?} is not {:?}", applied, answer);
         }
         let state = machine.state();
-        prop_assert_eq!(state.applied.index, steps.len() as u64);
+        prop_assert_eq!(state.applied.index, entries.len() as u64);
         prop_assert_eq!(state.floor.index, model.floor);
         prop_assert_eq!(state.last.hlc, model.last);
         prop_assert_eq!(state.keys, model.data.len() as u64);
@@ -360,14 +377,14 @@ proptest! {
 fn written(index: u64, op: Op) -> Committed {
     let request = RequestId { node: NodeId(1), boot: Boot(1), counter: index };
     let command = Command::Write(Write { request, proposed: Hlc(1), attempt: None, op });
-    Committed { index, term: 1, command }
+    Committed { index, term: 1, commands: vec![command] }
 }
 
 #[test]
 fn a_gap_is_refused() {
     let store = MemoryStore::new();
     let mut machine = create(&store);
-    let entry = Committed { index: 2, term: 1, command: Command::Noop };
+    let entry = Committed { index: 2, term: 1, commands: vec![] };
     let error = machine.apply(&*store, [entry], &mut Batch::new());
     assert_eq!(error, Err(MachineError::Gap { expected: 1, found: 2 }));
 }
@@ -432,7 +449,7 @@ fn a_machine_is_created_over_what_is_in_place() {
     let session = SessionId(1);
     let attempt = Try { session, sequence: 1, answered_below: 0, seen: 0, epoch: Epoch(1) };
     let mut first = written(1, Op::Write { mutation: Mutation::put("a", "1") });
-    if let Command::Write(write) = &mut first.command {
+    if let Some(Command::Write(write)) = first.commands.first_mut() {
         write.attempt = Some(attempt);
         write.proposed = Hlc(500);
     }
@@ -466,7 +483,7 @@ fn a_machine_is_created_over_what_is_in_place() {
 
 fn entry(index: u64, what: impl FnOnce(RequestId) -> Command) -> Committed {
     let request = RequestId { node: NodeId(1), boot: Boot(1), counter: index };
-    Committed { index, term: 1, command: what(request) }
+    Committed { index, term: 1, commands: vec![what(request)] }
 }
 
 fn put_entry(index: u64, key: &'static str, value: &'static str, sequence: u64) -> Committed {
@@ -555,9 +572,9 @@ fn late_writes_come_in_under_their_own_stamps() {
 fn the_rows_are_these() {
     let stamp = Stamp { epoch: Epoch(1), hlc: Hlc(2), node: NodeId(3) };
     let answered = |answer| Remembered { session: SessionId(4), sequence: 5, answered_below: 6, answer };
-    assert_eq!(encode(&answered(Ok(Outcome::Written(stamp)))), [1, 4, 5, 6, 0, 2, 1, 2, 3]);
     let failed = Error::CompareFailed { found: Some(stamp) };
-    assert_eq!(encode(&answered(Err(failed))), [1, 4, 5, 6, 1, 2, 1, 1, 2, 3]);
+    let row = vec![answered(Ok(Outcome::Written(stamp))), answered(Err(failed))];
+    assert_eq!(encode(&row), [1, 2, 4, 5, 6, 0, 2, 1, 2, 3, 4, 5, 6, 1, 2, 1, 1, 2, 3]);
     let applied = Position { epoch: Epoch(1), index: 7 };
     let floor = Position { epoch: Epoch(1), index: 13 };
     let digest = Digest(10);

@@ -246,8 +246,8 @@ impl Installer {
                 }
                 Section::Answers => {
                     let in_place = Position::from_bytes(key).is_some_and(|at| at <= self.header.state.applied);
-                    if !in_place || decode::<Remembered>(value).is_err() {
-                        return Err(SnapshotError::Mismatch { what: "an answer that is none".into() });
+                    if !in_place || decode::<Vec<Remembered>>(value).is_err() {
+                        return Err(SnapshotError::Mismatch { what: "answers that are none".into() });
                     }
                 }
             }

@@ -185,6 +185,7 @@ fn some_steps() -> Vec<Step> {
         raise: false,
         lag: 0,
         proposed: 1,
+        joined: false,
     };
     (0..12).map(write).collect()
 }
