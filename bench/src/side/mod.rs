@@ -57,7 +57,7 @@ pub struct Options {
     /// Clients of Duet, each with a connection and a session of its own, among which the load is divided
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub connections: u32,
-    /// A quick look: one round of two seconds, few keys
+    /// A quick look: one round of a second each, few keys
     #[arg(long)]
     pub short: bool,
 }
@@ -68,7 +68,7 @@ impl Options {
     pub fn read() -> Options {
         let mut options = <Options as clap::Parser>::parse();
         if options.short {
-            options = Options { rounds: 1, seconds: 2, keys: 5_000, records: options.records.min(50_000), ..options };
+            options = Options { rounds: 1, seconds: 1, keys: 5_000, records: options.records.min(50_000), ..options };
         }
         options
     }
