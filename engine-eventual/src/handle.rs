@@ -194,6 +194,8 @@ pub struct Metrics {
     pub gossip_restarts: u64,
     /// Messages of gossip that could not be read.
     pub gossip_malformed: u64,
+    /// Commands that had come while the driver's latest step was under way.
+    pub waiting: u64,
 }
 
 pub(crate) type Reply<T> = oneshot::Sender<Result<T, SpaceError>>;

@@ -220,6 +220,8 @@ pub struct Metrics {
     pub frames: u64,
     /// Steps of the driver that had something to write.
     pub steps: u64,
+    /// Commands that had come while the driver's latest step was under way.
+    pub waiting: u64,
 }
 
 /// Wakes when a namespace's data has changed here. Changes that come before it is asked are not lost, but many may

@@ -39,7 +39,7 @@ struct Shape {
 }
 
 /// Labels whose values the tables list.
-const LISTED: &[&str] = &["event", "state", "lane", "direction", "result", "certificate", "op", "job"];
+const LISTED: &[&str] = &["event", "state", "lane", "direction", "result", "certificate", "op", "job", "engine"];
 
 fn file(path: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)).unwrap()

@@ -195,6 +195,7 @@ impl Driver {
     async fn run(mut self) -> StoreError {
         loop {
             let event = self.next().await;
+            self.metrics.waiting = self.inbox.len() as u64;
             let now = Instant::now();
             if matches!(event, Event::Abandoned) {
                 return self.end(StoreError::Closed);

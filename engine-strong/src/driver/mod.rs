@@ -116,6 +116,7 @@ impl Driver {
     async fn run(mut self) {
         loop {
             let event = self.next().await;
+            self.host.metrics.waiting = self.inbox.len() as u64;
             let now = Instant::now();
             if matches!(event, Event::Abandoned) || !self.take(event, now) || !self.take_all(now) {
                 break;

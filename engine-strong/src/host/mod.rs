@@ -81,7 +81,7 @@ pub(crate) struct Host {
     requests: u64,
     rounds: u64,
     ticks: u64,
-    metrics: Metrics,
+    pub(crate) metrics: Metrics,
 }
 
 impl Host {

@@ -80,6 +80,11 @@ struct Event {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Engine {
+    engine: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct InState {
     state: &'static str,
 }
@@ -127,6 +132,7 @@ pub(crate) struct Metrics {
     tombstones: Family<Replica, Gauge<u64, AtomicU64>>,
     hlc_drift: Gauge<f64, AtomicU64>,
     lag: Family<Member, Gauge<u64, AtomicU64>>,
+    waiting: Family<Engine, Gauge<u64, AtomicU64>>,
     groups: Family<InState, Gauge<u64, AtomicU64>>,
     engine: Family<Event, Counter>,
     spaces: Family<InState, Gauge<u64, AtomicU64>>,
@@ -187,6 +193,7 @@ impl Metrics {
                 Gauge::default(),
             ),
             lag: add(r, "raft_member_lag_entries", "On the leader: entries that the member lacks", Family::default()),
+            waiting: add(r, "engine_queue", "Commands that wait in front of an engine", Family::default()),
             groups: add(r, "raft_groups", "Raft groups held, by what they do", Family::default()),
             engine: add(r, "raft_events", "What the strong engine did, by kind", Family::default()),
             spaces: add(r, "eventual_replicas", "Eventual replicas held, by what they do", Family::default()),
@@ -277,6 +284,7 @@ impl Metrics {
         for (state, count) in groups {
             self.groups.get_or_create(&InState { state }).set(count);
         }
+        self.waiting.get_or_create(&Engine { engine: "strong" }).set(engine.waiting);
         for (event, count) in [
             ("proposed", engine.proposed),
             ("reproposed", engine.reproposed),
@@ -301,6 +309,7 @@ impl Metrics {
         for (state, count) in [("held", engine.spaces), ("failed", engine.failed), ("open", engine.open)] {
             self.spaces.get_or_create(&InState { state }).set(count);
         }
+        self.waiting.get_or_create(&Engine { engine: "eventual" }).set(engine.waiting);
         for (event, count) in [
             ("writes", engine.writes),
             ("not_enough_copies", engine.not_enough_copies),
