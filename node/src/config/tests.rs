@@ -180,6 +180,29 @@ fn combinations_that_cannot_work_are_refused_where_they_stand() {
 }
 
 #[test]
+fn combinations_at_their_bounds_work_and_beyond_do_not() {
+    let works = |args: &[&str]| {
+        let found = resolve(FILE, args);
+        assert!(found.is_ok(), "{args:?}: {found:?}");
+    };
+    let fails = |args: &[&str], wanted: &str| {
+        let found = faults(FILE, args);
+        assert!(found.len() == 1 && found[0].ends_with(wanted), "{args:?}: {found:#?}");
+    };
+    works(&["--timing-heartbeat-ticks", "3"]);
+    works(&["--timing-request-ms", "2000"]);
+    fails(&["--timing-election-ticks", "7"], "than 4 times a heartbeat of 2 ticks, by default");
+    // What is wrong by itself is not taken for what it is without.
+    fails(&["--timing-election-ticks", "0", "--timing-heartbeat-ticks", "10"], "are allowed");
+    fails(&["--tls-revoked", "/etc/duet/node.pem"], "is the file of `tls.cert` too, set at 9:8");
+    fails(&["--tls-revoked", "node.key"], "is the file of `tls.key` too, set at 10:7");
+    works(&["--node-id", "3", "--listen", "0.0.0.0:7400", "--advertise", "c.example:7400"]);
+    works(&["--founders", "1=127.0.0.1:7401,2=127.0.0.1:7400"]);
+    let six = ["--listen", "[2001:db8::2]:7400", "--founders", "1=10.0.0.1:7400,2=[2001:db8::2]:7400"];
+    fails(&six, "a socket on 2001:db8::2 cannot send to founder 1 at 10.0.0.1:7400, set at --founders");
+}
+
+#[test]
 fn every_fault_is_told_at_once_in_the_order_of_the_file() {
     let file = FILE
         .replace("node_id = 2", "nodeid = 2")
