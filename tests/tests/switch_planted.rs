@@ -8,7 +8,7 @@ use duet_router::Planted;
 use duet_tests::sim::{Bug, SwitchPlan, run_switching};
 
 /// Seeds to look through for each bug.
-const SEEDS: u64 = 60;
+const SEEDS: u64 = 120;
 
 fn is_found(bug: Bug, about: &[&str], plan: impl Fn(u64) -> SwitchPlan) {
     let finding = (0..SEEDS).find_map(|seed| run_switching(&plan(seed), Some(bug)).err());

@@ -111,15 +111,14 @@ pub(crate) fn transport(limits: &Limits) -> Arc<TransportConfig> {
 
 /// `resets`: what a node signs its stateless resets with. A node that has started anew knows nothing of connections
 /// from before; with the same key as then it can tell their other ends so, which would wait for nothing otherwise until
-/// they are idle for too long. The simulation goes without: a reset may be lost or held back, and who learns late that a
-/// connection is dead is the harder case.
+/// they are idle for too long.
 pub(crate) fn endpoint(seed: Option<u64>, resets: Option<Arc<dyn HmacKey>>) -> EndpointConfig {
     let mut config = EndpointConfig::default();
     config.max_udp_payload_size(DATAGRAM).ok();
+    if let Some(key) = resets {
+        config.reset_key(key);
+    }
     let Some(seed) = seed else {
-        if let Some(key) = resets {
-            config.reset_key(key);
-        }
         // quinn's own ids say which start they are of, and those of an earlier one would not be answered.
         config.cid_generator(|| Box::new(Ids(ChaCha8Rng::from_os_rng())));
         return config;

@@ -241,11 +241,11 @@ async fn a_node_that_vanishes_is_noticed() {
 async fn a_node_that_starts_anew_ends_connections_from_before() {
     let mut world = World::new(1);
     let tls = world.tls(&Identity::node(common::cluster(), NodeId(1)));
-    let node = world.node_with(1, tls.clone(), None);
+    let node = world.node_with(1, tls.clone());
     let connection = world.client(2).connect(&common::address(1).to_string(), None).await.unwrap();
     world.net.crash(common::ip(1));
     drop(node);
-    let _node = world.node_with(1, tls, None);
+    let _node = world.node_with(1, tls);
     connection.send(body(1, 1)).unwrap();
     let ended = soon("the end", connection.closed()).await;
     assert_eq!((ended.refusal, ended.why.as_str()), (None, "reset by peer"));

@@ -57,18 +57,18 @@ impl World {
     /// Starts node `id` at [`address`]`(id)`.
     pub fn node(&mut self, id: u8) -> Endpoint {
         let tls = self.tls(&Identity::node(cluster(), NodeId(id.into())));
-        self.starts += 1;
-        self.node_with(id, tls, Some(self.starts))
+        self.node_with(id, tls)
     }
 
-    pub fn node_with(&self, id: u8, tls: Tls, rng_seed: Option<u64>) -> Endpoint {
+    pub fn node_with(&mut self, id: u8, tls: Tls) -> Endpoint {
+        self.starts += 1;
         let me = Identity::node(cluster(), NodeId(id.into()));
         Endpoint::start(Config {
             me,
             listen: SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), PORT),
             tls,
             limits: self.limits,
-            rng_seed,
+            rng_seed: Some(self.starts),
             network: Arc::new(self.net.host(ip(id))),
         })
         .unwrap()
