@@ -1,6 +1,9 @@
 //! The rows that were used last, in front of a store: most reads, and the look at what a write replaces, need no more.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use quick_cache::{
@@ -18,25 +21,41 @@ const USUAL: usize = 512;
 /// Rows of [`Family::Data`], as they are in the store. Bounded by bytes; a scan of everything does not drive out what
 /// is used often.
 ///
-/// What is here is never older than what the store shows: a write takes its rows out *before* the store has them,
-/// and puts the new ones in afterwards. A reader that has looked into the store meanwhile finds its place taken, and
-/// leaves nothing.
+/// The store counts its writes: a *point* is a number of that count. A row here is what the store has held since some
+/// point, and holds until a write that is past the point called `settled`. So it may be told whoever asks
+///
+/// - for what there is now, if nothing has been written past `settled`;
+/// - for what there was at a point that is not past `settled`, if the row has been there since before it.
+///
+/// All others read the store. A reader that has looked into the store while its row was written finds its place taken,
+/// and leaves nothing.
 pub(crate) struct Recent {
-    rows: Cache<Vec<u8>, Bytes, Weight>,
+    rows: Cache<Vec<u8>, Row, Weight>,
+    /// Everything written up to here is also here.
+    settled: AtomicU64,
+}
+
+#[derive(Clone)]
+struct Row {
+    value: Bytes,
+    /// A point at which it was there already.
+    since: u64,
 }
 
 #[derive(Clone)]
 struct Weight;
 
-impl Weighter<Vec<u8>, Bytes> for Weight {
-    fn weight(&self, key: &Vec<u8>, value: &Bytes) -> u64 {
-        (key.len() + value.len() + OVERHEAD) as u64
+impl Weighter<Vec<u8>, Row> for Weight {
+    fn weight(&self, key: &Vec<u8>, row: &Row) -> u64 {
+        (key.len() + row.value.len() + OVERHEAD) as u64
     }
 }
 
 impl Recent {
-    pub(crate) fn new(bytes: usize) -> Recent {
-        Recent { rows: Cache::with_weighter(bytes / USUAL, bytes as u64, Weight) }
+    /// In front of a store that stands at the point `settled`.
+    pub(crate) fn new(bytes: usize, settled: u64) -> Recent {
+        let rows = Cache::with_weighter(bytes / USUAL, bytes as u64, Weight);
+        Recent { rows, settled: AtomicU64::new(settled) }
     }
 
     /// Bytes held.
@@ -44,19 +63,23 @@ impl Recent {
         self.rows.weight()
     }
 
-    /// The row, from here or else by `read`.
+    /// The row as it is now, from here or else by `read`. `latest` is the point at which the store stands.
     pub(crate) fn get(
         &self,
         key: &[u8],
+        latest: impl Fn() -> u64,
         read: impl FnOnce() -> Result<Option<Bytes>, StoreError>,
     ) -> Result<Option<Bytes>, StoreError> {
+        if latest() > self.settled.load(Ordering::Acquire) {
+            return read();
+        }
         // Who finds another reader at work on the row reads it for himself.
         match self.rows.get_value_or_guard(key, Some(Duration::ZERO)) {
-            GuardResult::Value(value) => Ok(Some(value)),
+            GuardResult::Value(row) => Ok(Some(row.value)),
             GuardResult::Guard(place) => {
                 let found = read()?;
-                if let Some(value) = &found {
-                    let _ = place.insert(value.clone());
+                if let Some(value) = found.clone() {
+                    let _ = place.insert(Row { value, since: latest() });
                 }
                 Ok(found)
             }
@@ -64,39 +87,55 @@ impl Recent {
         }
     }
 
-    /// To be called before the batch is written.
-    pub(crate) fn before(&self, batch: &Batch) {
-        batch.edits().iter().for_each(|edit| self.forget(edit));
+    /// The row as it was at the point `at`, from here or else by `read`.
+    pub(crate) fn get_at(
+        &self,
+        key: &[u8],
+        at: u64,
+        latest: impl Fn() -> u64,
+        read: impl FnOnce() -> Result<Option<Bytes>, StoreError>,
+    ) -> Result<Option<Bytes>, StoreError> {
+        if at > self.settled.load(Ordering::Acquire) {
+            return read();
+        }
+        match self.rows.get_value_or_guard(key, Some(Duration::ZERO)) {
+            GuardResult::Value(row) if row.since <= at => Ok(Some(row.value)),
+            GuardResult::Guard(place) => {
+                let found = read()?;
+                // What was written since then may be another row.
+                if let Some(value) = found.clone().filter(|_| latest() == at) {
+                    let _ = place.insert(Row { value, since: at });
+                }
+                Ok(found)
+            }
+            GuardResult::Value(_) | GuardResult::Timeout => read(),
+        }
     }
 
-    /// To be called when the batch has been written, before another one is.
-    pub(crate) fn after(&self, batch: &Batch) {
+    /// To be called when the batch has been written, before another one is; the store stands at `latest` now.
+    pub(crate) fn after(&self, batch: &Batch, latest: u64) {
         for edit in batch.edits() {
             match edit {
                 // A copy: the bytes may be a slice of something much larger.
                 Edit::Put(Family::Data, key, value) => {
-                    self.rows.insert(key.to_vec(), Bytes::copy_from_slice(value));
+                    let row = Row { value: Bytes::copy_from_slice(value), since: latest };
+                    self.rows.insert(key.to_vec(), row);
                 }
-                // A reader may have found its row just before it went.
-                edit => self.forget(edit),
+                Edit::Delete(Family::Data, key) => {
+                    self.rows.remove(key.as_ref());
+                }
+                Edit::DeleteRange(Family::Data, ..) => self.rows.clear(),
+                _ => {}
             }
         }
-    }
-
-    /// Takes out what an edit is about.
-    fn forget(&self, edit: &Edit) {
-        match edit {
-            Edit::Put(Family::Data, key, _) | Edit::Delete(Family::Data, key) => {
-                self.rows.remove(key.as_ref());
-            }
-            Edit::DeleteRange(Family::Data, ..) => self.rows.clear(),
-            _ => {}
-        }
+        self.settled.store(latest, Ordering::Release);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
 
     const KEY: &[u8] = b"key";
@@ -107,69 +146,126 @@ mod tests {
         batch
     }
 
-    fn write(recent: &Recent, batch: &Batch) {
-        recent.before(batch);
-        recent.after(batch);
+    fn delete() -> Batch {
+        let mut batch = Batch::new();
+        batch.delete(Family::Data, KEY);
+        batch
     }
 
-    fn held(recent: &Recent) -> Option<Bytes> {
-        recent.get(KEY, || Ok(None)).unwrap()
+    /// A store of one row, and what is recent of it.
+    struct Small {
+        recent: Recent,
+        latest: Cell<u64>,
+    }
+
+    impl Small {
+        fn new() -> Small {
+            Small { recent: Recent::new(1 << 20, 0), latest: Cell::new(0) }
+        }
+
+        /// A write, which the store shows before it is here.
+        fn write(&self, batch: &Batch) {
+            self.latest.set(self.latest.get() + 1);
+            self.recent.after(batch, self.latest.get());
+        }
+
+        fn get(&self, stored: Option<&'static str>) -> Option<Bytes> {
+            self.recent.get(KEY, || self.latest.get(), || Ok(stored.map(Bytes::from))).unwrap()
+        }
+
+        fn get_at(&self, at: u64, stored: Option<&'static str>) -> Option<Bytes> {
+            self.recent.get_at(KEY, at, || self.latest.get(), || Ok(stored.map(Bytes::from))).unwrap()
+        }
+
+        /// What is here, if anything is; the store would say `None`, which is not kept.
+        fn held(&self) -> Option<Bytes> {
+            self.get(None)
+        }
     }
 
     #[test]
     fn what_was_read_or_written_is_here() {
-        let recent = Recent::new(1 << 20);
-        assert_eq!(held(&recent), None);
-        assert_eq!(recent.get(KEY, || Ok(Some("a".into()))).unwrap(), Some("a".into()));
-        assert_eq!(held(&recent), Some("a".into()));
-        write(&recent, &put("b"));
-        assert_eq!(held(&recent), Some("b".into()));
+        let small = Small::new();
+        assert_eq!(small.held(), None);
+        assert_eq!(small.get(Some("a")), Some("a".into()));
+        assert_eq!(small.held(), Some("a".into()));
+        small.write(&put("b"));
+        assert_eq!(small.held(), Some("b".into()));
         let mut elsewhere = Batch::new();
         elsewhere.delete(Family::Origin, KEY);
-        write(&recent, &elsewhere);
-        assert_eq!(held(&recent), Some("b".into()));
+        small.write(&elsewhere);
+        assert_eq!(small.held(), Some("b".into()));
+        small.write(&delete());
+        assert_eq!(small.held(), None);
     }
 
-    /// A reader has the old row in hand while the new one, or none, takes its place.
+    /// A reader, of now or of a point, has the old row in hand while the new one, or none, takes its place.
     #[test]
     fn a_slow_reader_leaves_nothing_old() {
-        let (mut deleted, mut cleared) = (Batch::new(), Batch::new());
-        deleted.delete(Family::Data, KEY);
+        let mut cleared = Batch::new();
         cleared.delete_range(Family::Data, "a", "z");
-        for (batch, after) in [(put("new"), Some(Bytes::from("new"))), (deleted, None), (cleared, None)] {
-            let recent = Recent::new(1 << 20);
-            let read = recent.get(KEY, || {
-                write(&recent, &batch);
+        for (batch, after) in [(put("new"), Some(Bytes::from("new"))), (delete(), None), (cleared, None)] {
+            let (one, other) = (Small::new(), Small::new());
+            let slow = |small: &Small| {
+                small.write(&batch);
                 Ok(Some("old".into()))
-            });
-            assert_eq!(read.unwrap(), Some("old".into()));
-            assert_eq!(held(&recent), after);
+            };
+            assert_eq!(one.recent.get(KEY, || one.latest.get(), || slow(&one)).unwrap(), Some("old".into()));
+            assert_eq!(other.recent.get_at(KEY, 0, || 0, || slow(&other)).unwrap(), Some("old".into()));
+            assert_eq!((one.held(), other.held()), (after.clone(), after));
         }
     }
 
-    /// Between the two calls the store may have either.
+    /// The store has what is not here yet: whoever asks for that reads the store.
     #[test]
-    fn while_a_row_is_written_it_is_not_here() {
-        let recent = Recent::new(1 << 20);
-        write(&recent, &put("old"));
-        recent.before(&put("new"));
-        assert_eq!(recent.get(KEY, || Ok(Some("new".into()))).unwrap(), Some("new".into()));
+    fn between_the_store_and_here_nothing_is_told() {
+        let small = Small::new();
+        small.write(&put("old"));
+        small.latest.set(2);
+        assert_eq!(small.get(Some("new")), Some("new".into()));
+        assert_eq!(small.get_at(2, Some("new")), Some("new".into()));
+        assert_eq!(small.get_at(1, Some("not asked")), Some("old".into()));
+        small.recent.after(&put("new"), 2);
+        assert_eq!(small.held(), Some("new".into()));
+    }
+
+    #[test]
+    fn a_point_is_told_what_there_was_at_it() {
+        let small = Small::new();
+        small.write(&put("one"));
+        small.write(&Batch::new());
+        small.write(&put("three"));
+        assert_eq!(small.get_at(2, Some("one")), Some("one".into()), "read from the store");
+        assert_eq!(small.get_at(3, None), Some("three".into()));
+        small.write(&delete());
+        assert_eq!(small.get_at(3, Some("three")), Some("three".into()), "read from the store");
+        assert_eq!(small.held(), None, "what an old point was told is not what there is");
+        assert_eq!(small.get_at(4, None), None);
+        small.write(&Batch::new());
+        assert_eq!(small.get_at(5, Some("back")), Some("back".into()));
+        assert_eq!(small.held(), Some("back".into()), "nothing was written since");
+        small.write(&delete());
+        assert_eq!(small.get(Some("six")), Some("six".into()));
+        assert_eq!(small.get_at(5, Some("back")), Some("back".into()), "six may be newer");
+        assert_eq!(small.get_at(6, None), Some("six".into()));
     }
 
     #[test]
     fn a_failed_read_leaves_nothing() {
-        let recent = Recent::new(1 << 20);
-        recent.get(KEY, || Err(StoreError::corrupt("damage"))).unwrap_err();
-        assert_eq!(recent.get(KEY, || Ok(Some("a".into()))).unwrap(), Some("a".into()));
+        let small = Small::new();
+        let failed = || Err(StoreError::corrupt("damage"));
+        small.recent.get(KEY, || 0, failed).unwrap_err();
+        small.recent.get_at(KEY, 0, || 0, failed).unwrap_err();
+        assert_eq!(small.get(Some("a")), Some("a".into()));
     }
 
     #[test]
     fn it_is_bounded() {
-        let recent = Recent::new(1 << 20);
+        let recent = Recent::new(1 << 20, 0);
         for number in 0..10_000_u32 {
             let mut batch = Batch::new();
             batch.put(Family::Data, number.to_be_bytes().to_vec(), vec![7; 1000]);
-            write(&recent, &batch);
+            recent.after(&batch, u64::from(number));
         }
         assert!(recent.bytes() <= 1 << 20, "{}", recent.bytes());
     }

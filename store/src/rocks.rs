@@ -56,7 +56,7 @@ impl Default for RocksOptions {
 pub struct RocksStore {
     db: Arc<DB>,
     path: PathBuf,
-    recent: Recent,
+    recent: Arc<Recent>,
     /// Who writes: what is recent must be so in the order of the log.
     writing: Mutex<()>,
     synced: Mutex<Watermark>,
@@ -93,7 +93,7 @@ impl RocksStore {
         Ok(RocksStore {
             db: Arc::new(db),
             path: path.to_owned(),
-            recent: Recent::new(options.cache_bytes / 2),
+            recent: Arc::new(Recent::new(options.cache_bytes / 2, recovered)),
             writing: Mutex::new(()),
             synced: Mutex::new(synced),
             poison: OnceLock::new(),
@@ -164,7 +164,8 @@ impl View for RocksStore {
             let found = self.db.get_pinned_cf(handle(&self.db, family)?, key).map_err(|e| failure("a read", &e))?;
             Ok(found.map(|value| Bytes::copy_from_slice(&value)))
         };
-        if family == Family::Data { self.recent.get(key, read) } else { read() }
+        let latest = || self.db.latest_sequence_number();
+        if family == Family::Data { self.recent.get(key, latest, read) } else { read() }
     }
 
     fn scan(&self, family: Family, from: &[u8], to: Option<&[u8]>) -> Result<Scan<'_>, StoreError> {
@@ -191,9 +192,8 @@ impl Store for RocksStore {
             }
         }
         let one_by_one = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        self.recent.before(&batch);
         self.db.write_opt(raw, &WriteOptions::default()).map_err(|e| self.poisoned_by(failure("a write", &e)))?;
-        self.recent.after(&batch);
+        self.recent.after(&batch, self.db.latest_sequence_number());
         drop(one_by_one);
         self.writes.fetch_add(1, Ordering::Relaxed);
         self.written_bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -215,7 +215,8 @@ impl Store for RocksStore {
     }
 
     fn snapshot(&self) -> Arc<dyn Snapshot> {
-        Arc::new(RocksSnapshot { held: Held::new(self.db.clone(), |db| db.snapshot()) })
+        let held = Held::new(self.db.clone(), |db| db.snapshot());
+        Arc::new(RocksSnapshot { at: held.borrow_dependent().sequence_number(), held, recent: self.recent.clone() })
     }
 
     fn free_space(&self) -> Result<u64, StoreError> {
@@ -284,13 +285,20 @@ self_cell!(
 
 struct RocksSnapshot {
     held: Held,
+    /// The sequence number that it shows.
+    at: u64,
+    recent: Arc<Recent>,
 }
 
 impl View for RocksSnapshot {
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
-        let handle = handle(self.held.borrow_owner(), family)?;
-        let found = self.held.borrow_dependent().get_pinned_cf(handle, key).map_err(|e| failure("a read", &e))?;
-        Ok(found.map(|value| Bytes::copy_from_slice(&value)))
+        let db = self.held.borrow_owner();
+        let read = || {
+            let found = self.held.borrow_dependent().get_pinned_cf(handle(db, family)?, key);
+            Ok(found.map_err(|e| failure("a read", &e))?.map(|value| Bytes::copy_from_slice(&value)))
+        };
+        let latest = || db.latest_sequence_number();
+        if family == Family::Data { self.recent.get_at(key, self.at, latest, read) } else { read() }
     }
 
     fn scan(&self, family: Family, from: &[u8], to: Option<&[u8]>) -> Result<Scan<'_>, StoreError> {

@@ -5,7 +5,11 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
     time::Duration,
 };
 
@@ -247,4 +251,47 @@ async fn the_committer_groups_and_releases_the_directory() {
     committer.stop().await;
     drop(store);
     assert_eq!(count(&open(dir.path()).unwrap()), 2000);
+}
+
+/// Readers of now never go back behind what a scan has shown, and a snapshot is one to those who get from it as to those who
+/// scan it, while the rows that they share a memory of are written and removed.
+#[test]
+fn what_is_remembered_is_what_the_store_shows() {
+    const KEYS: u32 = 8;
+    const WRITES: u32 = 30_000;
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).unwrap();
+    let key = |k: u32| k.to_be_bytes();
+    let number = |value: Bytes| u32::from_be_bytes(value.as_ref().try_into().unwrap());
+    let got = |view: &dyn View, k| view.get(Family::Data, &key(k)).unwrap().map(number);
+    let scanned = |view: &dyn View, k| {
+        let row = view.scan(Family::Data, &key(k), Some(&key(k + 1))).unwrap().next();
+        row.map(|row| number(row.unwrap().1))
+    };
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let mut turn = 0;
+                while !done.load(Ordering::Relaxed) {
+                    turn = (turn + 1) % KEYS;
+                    let snapshot = store.snapshot();
+                    assert_eq!(got(&*snapshot, turn), scanned(&*snapshot, turn), "a snapshot");
+                    // The even ones are never removed.
+                    let even = turn / 2 * 2;
+                    let (seen, now, later) = (scanned(&store, even), got(&store, even), scanned(&store, even));
+                    assert!(seen <= now && now <= later, "{seen:?} {now:?} {later:?}");
+                }
+            });
+        }
+        for n in 0..WRITES {
+            let (k, mut batch) = (n % KEYS, Batch::new());
+            match n / KEYS % 3 {
+                2 if k % 2 == 1 => batch.delete(Family::Data, key(k).to_vec()),
+                _ => batch.put(Family::Data, key(k).to_vec(), key(n).to_vec()),
+            }
+            store.write(batch).unwrap();
+        }
+        done.store(true, Ordering::Relaxed);
+    });
 }
