@@ -9,6 +9,7 @@ use duet_store::{
     rocks::{RocksOptions, RocksStore},
 };
 use duet_transport::{Revoked, Tls, TlsError, Udp};
+use sysinfo::{Process, ProcessRefreshKind, ProcessesToUpdate, System, get_current_pid};
 use tokio::{
     net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},
@@ -31,6 +32,8 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 pub const COMMIT: &str = env!("DUET_COMMIT");
 /// Longest wait for the others that hold the store, when everything has ended.
 const CLOSE: Duration = Duration::from_secs(2);
+/// Where the system does not say how much memory there is, or it is very little.
+const LEAST_CACHE: usize = 64 << 20;
 
 /// Why the daemon ended otherwise than cleanly.
 #[derive(Debug, thiserror::Error)]
@@ -163,6 +166,21 @@ fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2))
 }
 
+/// An eighth of the memory that there is: in the machine, or for the control group that this process is in.
+fn cache_bytes() -> usize {
+    let memory = memory().unwrap_or(0);
+    usize::try_from(memory / 8).unwrap_or(usize::MAX).max(LEAST_CACHE)
+}
+
+fn memory() -> Result<u64, sysinfo::Error> {
+    let mut system = System::new()?;
+    system.refresh_memory();
+    let me = get_current_pid()?;
+    system.refresh_processes_specifics(ProcessesToUpdate::Some(&[me]), false, ProcessRefreshKind::nothing());
+    let group = system.process(me).and_then(Process::cgroup_limits);
+    Ok(system.total_memory().min(group.map_or(u64::MAX, |limits| limits.total_memory)))
+}
+
 /// Closes the store here and now: RocksDB must not be closing on another thread while the process exits, which ends
 /// in an abort instead of the exit code.
 fn close(store: Arc<dyn Store>) {
@@ -230,9 +248,10 @@ async fn serve(config: Resolved, again: &Reload, opened: &mut Option<Arc<dyn Sto
 fn open_store(config: &Resolved) -> Result<Arc<dyn Store>, Failure> {
     let path = &config.data_dir;
     let started = std::time::Instant::now();
-    let options = RocksOptions { cache_bytes: config.disk.cache_bytes, ..RocksOptions::default() };
+    let cache_bytes = config.disk.cache_bytes.unwrap_or_else(cache_bytes);
+    let options = RocksOptions { cache_bytes, ..RocksOptions::default() };
     let store = RocksStore::open(path, &options)?;
-    tracing::info!(path = %path.display(), ms = started.elapsed().as_millis() as u64, "the store is open");
+    tracing::info!(path = %path.display(), cache_bytes, ms = started.elapsed().as_millis() as u64, "the store is open");
     Ok(Arc::new(store))
 }
 

@@ -98,8 +98,8 @@ pub struct Limits {
 pub struct Disk {
     /// Free bytes below which writes are refused.
     pub reserve_bytes: u64,
-    /// Memory for records and blocks of the store that were used last, in bytes.
-    pub cache_bytes: usize,
+    /// Memory for records and blocks of the store that were used last, in bytes; `None` for what suits the machine.
+    pub cache_bytes: Option<usize>,
 }
 
 /// The log.
@@ -259,7 +259,7 @@ impl Reader<'_> {
             expect: self.expect(),
             limits: self.limits(),
             disk: self.disk(),
-            threads: Some(self.number("threads") as usize).filter(|threads| *threads > 0),
+            threads: self.optional("threads"),
             gossip: (self.text("gossip")? == "on").then(|| Duration::from_millis(self.number("timing.gossip_ms"))),
             log: Log { json: self.text("log.format")? == "json", level: self.text("log.level")?.to_owned() },
             timing: self.timing(),
@@ -303,6 +303,11 @@ impl Reader<'_> {
         self.required_number(key).unwrap_or_default()
     }
 
+    /// A number that may be absent.
+    fn optional(&self, key: &'static str) -> Option<usize> {
+        self.required_number(key).ok().map(|number| number as usize)
+    }
+
     fn founders(&self) -> Result<BTreeMap<NodeId, String>, Fault> {
         match self.value("founders")? {
             Value::Founders(founders) => Ok(founders.clone()),
@@ -326,10 +331,7 @@ impl Reader<'_> {
     }
 
     fn disk(&self) -> Disk {
-        Disk {
-            reserve_bytes: self.number("disk.reserve_bytes"),
-            cache_bytes: self.number("disk.cache_bytes") as usize,
-        }
+        Disk { reserve_bytes: self.number("disk.reserve_bytes"), cache_bytes: self.optional("disk.cache_bytes") }
     }
 
     fn timing(&self) -> Timing {

@@ -244,7 +244,8 @@ fn what_the_example_shows_as_a_default_is_the_default() {
         .collect();
     assert_eq!(set.matches(" = ").count(), KEYS.len() + 5, "every key is there once, founders six times");
     let whole = resolve(&set, &[]).unwrap();
-    let shown = Resolved { expect: BTreeMap::new(), tls: bare.tls.clone(), threads: None, ..whole.clone() };
+    let disk = Disk { cache_bytes: None, ..whole.disk };
+    let shown = Resolved { expect: BTreeMap::new(), tls: bare.tls.clone(), threads: None, disk, ..whole.clone() };
     assert_eq!(format!("{shown:?}"), format!("{bare:?}"));
     assert_eq!(whole.expect.len(), 1);
     assert_eq!(whole.tls.revoked.as_deref(), Some(Path::new("/etc/duet/revoked")));
