@@ -40,6 +40,8 @@ pub struct Answered {
     pub namespace: NamespaceName,
     /// Those that ended with an error.
     pub refused: u64,
+    /// The writes that did not.
+    pub written: u64,
     /// All of them by how long they took: up to each of [`Answered::BOUNDS_US`], and longer.
     pub took: [u64; Answered::BOUNDS_US.len() + 1],
 }

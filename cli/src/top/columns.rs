@@ -43,7 +43,7 @@ pub(super) const NAMESPACES: &[Column<NamespaceLine>] = &[
     Column("MEMBERS", 12, |line| part(line.present, line.members)),
     Column(">KEYS", 6, |line| known(line.keys, count)),
     Column(">LAG", 5, |line| known(line.lag, lag)),
-    Column(">WRITES/S", 7, |line| known(line.writes_per_second, rate)),
+    Column(">WRITES/S", 7, |line| known(line.requests, |requests| rate(requests.written_per_second))),
     Column(">REQ/S", 2, |line| known(line.requests, |requests| rate(requests.per_second))),
     Column(">REFUSED/S", 4, refused),
     Column(">P50", 9, |line| known(line.requests.and_then(|requests| requests.p50_us), latency)),

@@ -284,8 +284,13 @@ mod tests {
     #[test]
     fn everything_is_on_a_screen_that_is_large_enough() {
         let (mut screen, view) = (screen([Some(9), Some(9), Some(7)]), View::default());
-        let requests = Traffic { per_second: 2500.0, refused_per_second: 0.5, p50_us: Some(240), p99_us: Some(1840) };
-        (screen.namespaces[0].writes_per_second, screen.namespaces[0].requests) = (Some(1234.4), Some(requests));
+        screen.namespaces[0].requests = Some(Traffic {
+            per_second: 2500.0,
+            written_per_second: 1234.4,
+            refused_per_second: 0.5,
+            p50_us: Some(240),
+            p99_us: Some(1840),
+        });
         screen.notes.push("namespace orders is being switched".into());
         let drawn = text(140, 14, &shown(&screen, &view));
         assert_eq!(drawn.lines().next(), Some("test  healthy  3/3 nodes up"));

@@ -194,7 +194,7 @@ impl State {
 
 #[cfg(test)]
 mod tests {
-    use super::{model::tests::strong, *};
+    use super::{model::tests::strong, traffic::Traffic, *};
 
     #[test]
     fn a_failed_look_leaves_what_was_seen() {
@@ -205,7 +205,7 @@ mod tests {
         assert!(state.failed.is_some() && state.before.is_none() && state.now.at == Duration::from_secs(1));
         state.heard(Ok(sample(6, 60)));
         let screen = Screen::new(state.before.as_ref(), &state.now);
-        assert_eq!((state.failed, screen.namespaces[0].writes_per_second), (None, Some(10.0)));
+        assert_eq!((state.failed, screen.namespaces[0].requests), (None, Some(Traffic::default())));
     }
 
     #[test]

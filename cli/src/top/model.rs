@@ -1,12 +1,12 @@
 //! What the screen shows, worked out of what the cluster says now and said a moment ago. No terminal, no clock.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use duet_proto::{Mode, NodeId, Phase, QuorumHealth};
 use serde::Serialize;
 
 use super::traffic::{self, Traffic};
-use crate::status::{MemberRow, NamespaceRow, NodeRow, Report};
+use crate::status::{NamespaceRow, NodeRow, Report};
 
 /// What the cluster said, and when.
 #[derive(Clone, Debug)]
@@ -62,8 +62,6 @@ pub(super) struct NamespaceLine {
     pub(super) keys: Option<u64>,
     /// Of the member that is behind the furthest.
     pub(super) lag: Option<Lag>,
-    /// Between the two samples; `None` where they cannot be compared.
-    pub(super) writes_per_second: Option<f64>,
     /// What clients got between the two samples; `None` where they cannot be compared.
     pub(super) requests: Option<Traffic>,
 }
@@ -91,18 +89,14 @@ impl Screen {
     /// What to show of `now`, with rates since `before`.
     pub(super) fn new(before: Option<&Sample>, now: &Sample) -> Screen {
         let report = &now.report;
-        let earlier: BTreeMap<u64, &NamespaceRow> =
-            before.iter().flat_map(|sample| &sample.report.namespaces).map(|row| (row.id, row)).collect();
         let elapsed = before.map_or(Duration::ZERO, |sample| now.at.saturating_sub(sample.at));
         let traffic = before.and_then(|before| traffic::between(&before.report.nodes, &report.nodes, elapsed));
         let namespaces = report
             .namespaces
             .iter()
             .map(|row| {
-                let writes = earlier.get(&row.id).and_then(|earlier| writes(earlier, row));
-                let per_second = writes.filter(|_| !elapsed.is_zero()).map(|n| n as f64 / elapsed.as_secs_f64());
                 let requests = traffic.as_ref().map(|all| all.get(&row.name).copied().unwrap_or_default());
-                NamespaceLine { writes_per_second: per_second, requests, ..namespace(row) }
+                NamespaceLine { requests, ..namespace(row) }
             })
             .collect();
         let unexplained = report.namespaces.iter().filter(|r| r.phase == Phase::Switching && r.switching.is_none());
@@ -153,34 +147,8 @@ fn namespace(row: &NamespaceRow) -> NamespaceLine {
         members: row.members.len(),
         keys: replicas().map(|replica| replica.keys).max(),
         lag: lag.max(),
-        writes_per_second: None,
         requests: None,
     }
-}
-
-/// Writes between two looks at a namespace. In strong mode what its log has grown by, in eventual mode what its members
-/// have taken themselves. An epoch counts anew, so does a node that has started anew: nothing can be said then.
-fn writes(before: &NamespaceRow, now: &NamespaceRow) -> Option<u64> {
-    if (before.epoch, before.mode) != (now.epoch, now.mode) {
-        return None;
-    }
-    if now.mode == Mode::Strong {
-        return committed(now)?.checked_sub(committed(before)?);
-    }
-    let earlier: BTreeMap<NodeId, u64> = before.members.iter().filter_map(taken).collect();
-    let grown = now.members.iter().filter_map(taken).filter_map(|(node, n)| n.checked_sub(*earlier.get(&node)?));
-    grown.fold(None, |sum: Option<u64>, n| Some(sum.unwrap_or(0) + n))
-}
-
-/// How long the log is, as far as anybody says.
-fn committed(row: &NamespaceRow) -> Option<u64> {
-    row.members.iter().filter_map(|member| member.replica.as_ref()).map(|r| r.committed.max(r.applied)).max()
-}
-
-/// Writes that a member of an eventual namespace has taken: those that are known to be everywhere, and the others.
-fn taken(member: &MemberRow) -> Option<(NodeId, u64)> {
-    let eventual = member.replica.as_ref()?.eventual.as_ref()?;
-    Some((member.node, eventual.convergence.writes + eventual.lag_writes))
 }
 
 #[cfg(test)]
@@ -214,32 +182,16 @@ pub(super) mod tests {
         Sample { at: Duration::from_secs(seconds), report }
     }
 
-    fn rate(before: &Sample, now: &Sample) -> Option<f64> {
-        Screen::new(Some(before), now).namespaces[0].writes_per_second
-    }
-
     #[test]
-    fn rates_are_what_has_grown_between_two_looks() {
-        let before = at(1, strong([Some(100), Some(90), None]));
-        assert_eq!(Screen::new(None, &before).namespaces[0].writes_per_second, None);
-        assert_eq!(rate(&before, &at(3, strong([Some(160), Some(160), Some(1)]))), Some(30.0));
-        assert_eq!(rate(&before, &before), None, "no time has passed");
+    fn what_clients_got_needs_two_looks() {
+        let before = at(1, strong([Some(1); 3]));
         let requests = |before| Screen::new(before, &at(3, strong([Some(1); 3]))).namespaces[0].requests;
         assert_eq!((requests(None), requests(Some(&before))), (None, Some(Traffic::default())));
-        // The longest log is down and the others do not know of its end: nothing is made up.
-        assert_eq!(rate(&before, &at(3, strong([None, Some(95), None]))), None);
-        let mut another = at(3, strong([Some(160), None, None]));
-        another.report.namespaces[0].epoch = 2;
-        assert_eq!(rate(&before, &another), None, "another epoch counts anew");
     }
 
     #[test]
-    fn members_of_an_eventual_namespace_are_counted_together() {
-        let before = at(0, eventual([Some((10, 5)), Some((7, 0)), None]));
-        // The second has started anew; the third was not there.
-        let now = at(10, eventual([Some((35, 0)), Some((1, 0)), Some((900, 0))]));
-        assert_eq!(rate(&before, &now), Some(2.0));
-        assert_eq!(rate(&before, &at(9, eventual([None, None, Some((1, 1))]))), None);
+    fn the_lag_of_an_eventual_namespace_is_a_time() {
+        let now = at(1, eventual([Some((35, 0)), Some((1, 0)), None]));
         assert_eq!(Screen::new(None, &now).namespaces[0].lag, Some(Lag::Ms(40)));
     }
 

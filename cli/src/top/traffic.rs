@@ -11,6 +11,7 @@ use crate::status::NodeRow;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub(super) struct Traffic {
     pub(super) per_second: f64,
+    pub(super) written_per_second: f64,
     pub(super) refused_per_second: f64,
     /// Half of the requests took at most so long; `None` where there were none.
     pub(super) p50_us: Option<u64>,
@@ -45,6 +46,7 @@ pub(super) fn between(before: &[NodeRow], now: &[NodeRow], elapsed: Duration) ->
 fn grown(before: &Answered, now: &Answered) -> Option<Answered> {
     let mut grown = now.clone();
     grown.refused = now.refused.checked_sub(before.refused)?;
+    grown.written = now.written.checked_sub(before.written)?;
     for (now, before) in grown.took.iter_mut().zip(before.took) {
         *now = now.checked_sub(before)?;
     }
@@ -53,6 +55,7 @@ fn grown(before: &Answered, now: &Answered) -> Option<Answered> {
 
 fn add(sum: &mut Answered, more: &Answered) {
     sum.refused += more.refused;
+    sum.written += more.written;
     sum.took.iter_mut().zip(more.took).for_each(|(sum, more)| *sum += more);
 }
 
@@ -60,6 +63,7 @@ fn traffic(sum: &Answered, elapsed: Duration) -> Traffic {
     let per_second = |count: u64| count as f64 / elapsed.as_secs_f64();
     Traffic {
         per_second: per_second(sum.took.iter().sum()),
+        written_per_second: per_second(sum.written),
         refused_per_second: per_second(sum.refused),
         p50_us: quantile(&sum.took, 0.5),
         p99_us: quantile(&sum.took, 0.99),
@@ -88,11 +92,11 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// Counts of a namespace: refused, and by bucket.
+    /// Counts of a namespace: refused, twice as many written, and by bucket.
     fn answered(name: &str, refused: u64, buckets: &[(usize, u64)]) -> Answered {
         let mut took = [0; Answered::BOUNDS_US.len() + 1];
         buckets.iter().for_each(|(at, count)| took[*at] = *count);
-        Answered { namespace: name.parse().unwrap(), refused, took }
+        Answered { namespace: name.parse().unwrap(), refused, written: 2 * refused, took }
     }
 
     fn told(by_node: [Vec<Answered>; 3]) -> Report {
@@ -112,7 +116,13 @@ mod tests {
         ]);
         let all = between(&before.nodes, &now.nodes, 2 * SECOND).unwrap();
         // A hundred of between 500 and 1000 µs.
-        let orders = Traffic { per_second: 50.0, refused_per_second: 1.0, p50_us: Some(750), p99_us: Some(995) };
+        let orders = Traffic {
+            per_second: 50.0,
+            written_per_second: 2.0,
+            refused_per_second: 1.0,
+            p50_us: Some(750),
+            p99_us: Some(995),
+        };
         assert_eq!(all["orders"], orders);
         assert_eq!((all["carts"].per_second, all.len()), (2.0, 2));
         let idle = between(&now.nodes, &now.nodes, SECOND).unwrap();

@@ -50,7 +50,7 @@ impl Sort {
 
     fn compare(self, a: &NamespaceLine, b: &NamespaceLine) -> Ordering {
         let lag = |line: &NamespaceLine| line.lag.map(Lag::number);
-        let writes = |line: &NamespaceLine| line.writes_per_second.unwrap_or(-1.0);
+        let writes = |line: &NamespaceLine| line.requests.map_or(-1.0, |requests| requests.written_per_second);
         let requests = |line: &NamespaceLine| line.requests.map_or(-1.0, |requests| requests.per_second);
         let p99 = |line: &NamespaceLine| line.requests.and_then(|requests| requests.p99_us);
         match self {
@@ -142,8 +142,13 @@ mod tests {
 
     use super::{super::traffic::Traffic, *};
 
-    fn line(name: &str, keys: u64, lag: u64, writes: Option<f64>, requests: Option<(f64, u64)>) -> NamespaceLine {
-        let traffic = |(per_second, p99)| Traffic { per_second, p99_us: Some(p99), ..Traffic::default() };
+    fn line(name: &str, keys: u64, lag: u64, requests: Option<(f64, f64, u64)>) -> NamespaceLine {
+        let traffic = |(written_per_second, per_second, p99)| Traffic {
+            written_per_second,
+            per_second,
+            p99_us: Some(p99),
+            ..Traffic::default()
+        };
         NamespaceLine {
             name: name.into(),
             mode: Mode::Strong,
@@ -156,7 +161,6 @@ mod tests {
             members: 3,
             keys: Some(keys),
             lag: Some(Lag::Entries(lag)),
-            writes_per_second: writes,
             requests: requests.map(traffic),
         }
     }
@@ -170,9 +174,9 @@ mod tests {
     #[test]
     fn namespaces_are_sorted_and_filtered() {
         let all = [
-            line("carts", 5, 0, Some(1.0), Some((9.0, 50))),
-            line("orders", 9, 2, None, None),
-            line("archive", 5, 1, Some(7.5), Some((3.0, 800))),
+            line("carts", 5, 0, Some((1.0, 9.0, 50))),
+            line("orders", 9, 2, None),
+            line("archive", 5, 1, Some((7.5, 3.0, 800))),
         ];
         let mut view = View::default();
         let names = |view: &View| view.pick(&all).iter().map(|line| line.name.clone()).collect::<Vec<_>>();

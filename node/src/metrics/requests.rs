@@ -106,7 +106,8 @@ struct Namespace {
 
 impl Namespace {
     fn told(&self, namespace: NamespaceName) -> Answered {
-        let mut told = Answered { namespace, refused: 0, took: Default::default() };
+        let mut told =
+            Answered { namespace, refused: 0, written: self.writes.ok.load(Relaxed), took: Default::default() };
         for figures in [&self.reads, &self.writes] {
             let errors = figures.errors.lock().unwrap_or_else(PoisonError::into_inner);
             told.refused += errors.values().sum::<u64>();
@@ -308,7 +309,10 @@ mod tests {
         }
         assert!(!text.contains("made-up") && !text.contains("\"write\"") && !text.contains("malformed"), "{text}");
         let told = requests.told(|_| true);
-        assert_eq!(told.iter().map(|of| (of.namespace.as_str(), of.refused)).collect::<Vec<_>>(), [("orders", 1)]);
+        assert_eq!(
+            told.iter().map(|of| (of.namespace.as_str(), of.refused, of.written)).collect::<Vec<_>>(),
+            [("orders", 1, 0)]
+        );
         let took = |bound: usize| u64::from(bound == 0 || bound == Answered::BOUNDS_US.len());
         assert_eq!(told[0].took, std::array::from_fn(took), "one of 50 µs, and one that took longer than all bounds");
         assert!(requests.told(|name| name.as_str() != "orders").is_empty());
