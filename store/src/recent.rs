@@ -63,48 +63,27 @@ impl Recent {
         self.rows.weight()
     }
 
-    /// The row as it is now, from here or else by `read`. `latest` is the point at which the store stands.
+    /// The row as it was at the point `at`, or as it is now, from here or else by `read`. `latest` is the point at which the
+    /// store stands.
     pub(crate) fn get(
         &self,
         key: &[u8],
+        at: Option<u64>,
         latest: impl Fn() -> u64,
         read: impl FnOnce() -> Result<Option<Bytes>, StoreError>,
     ) -> Result<Option<Bytes>, StoreError> {
-        if latest() > self.settled.load(Ordering::Acquire) {
+        if at.unwrap_or_else(&latest) > self.settled.load(Ordering::Acquire) {
             return read();
         }
         // Who finds another reader at work on the row reads it for himself.
         match self.rows.get_value_or_guard(key, Some(Duration::ZERO)) {
-            GuardResult::Value(row) => Ok(Some(row.value)),
+            GuardResult::Value(row) if at.is_none_or(|at| row.since <= at) => Ok(Some(row.value)),
             GuardResult::Guard(place) => {
                 let found = read()?;
-                if let Some(value) = found.clone() {
-                    let _ = place.insert(Row { value, since: latest() });
-                }
-                Ok(found)
-            }
-            GuardResult::Timeout => read(),
-        }
-    }
-
-    /// The row as it was at the point `at`, from here or else by `read`.
-    pub(crate) fn get_at(
-        &self,
-        key: &[u8],
-        at: u64,
-        latest: impl Fn() -> u64,
-        read: impl FnOnce() -> Result<Option<Bytes>, StoreError>,
-    ) -> Result<Option<Bytes>, StoreError> {
-        if at > self.settled.load(Ordering::Acquire) {
-            return read();
-        }
-        match self.rows.get_value_or_guard(key, Some(Duration::ZERO)) {
-            GuardResult::Value(row) if row.since <= at => Ok(Some(row.value)),
-            GuardResult::Guard(place) => {
-                let found = read()?;
-                // What was written since then may be another row.
-                if let Some(value) = found.clone().filter(|_| latest() == at) {
-                    let _ = place.insert(Row { value, since: at });
+                let since = latest();
+                // What was written since a point may be another row.
+                if let Some(value) = found.clone().filter(|_| at.is_none_or(|at| at == since)) {
+                    let _ = place.insert(Row { value, since });
                 }
                 Ok(found)
             }
@@ -170,11 +149,11 @@ mod tests {
         }
 
         fn get(&self, stored: Option<&'static str>) -> Option<Bytes> {
-            self.recent.get(KEY, || self.latest.get(), || Ok(stored.map(Bytes::from))).unwrap()
+            self.recent.get(KEY, None, || self.latest.get(), || Ok(stored.map(Bytes::from))).unwrap()
         }
 
         fn get_at(&self, at: u64, stored: Option<&'static str>) -> Option<Bytes> {
-            self.recent.get_at(KEY, at, || self.latest.get(), || Ok(stored.map(Bytes::from))).unwrap()
+            self.recent.get(KEY, Some(at), || self.latest.get(), || Ok(stored.map(Bytes::from))).unwrap()
         }
 
         /// What is here, if anything is; the store would say `None`, which is not kept.
@@ -210,8 +189,8 @@ mod tests {
                 small.write(&batch);
                 Ok(Some("old".into()))
             };
-            assert_eq!(one.recent.get(KEY, || one.latest.get(), || slow(&one)).unwrap(), Some("old".into()));
-            assert_eq!(other.recent.get_at(KEY, 0, || 0, || slow(&other)).unwrap(), Some("old".into()));
+            assert_eq!(one.recent.get(KEY, None, || one.latest.get(), || slow(&one)).unwrap(), Some("old".into()));
+            assert_eq!(other.recent.get(KEY, Some(0), || 0, || slow(&other)).unwrap(), Some("old".into()));
             assert_eq!((one.held(), other.held()), (after.clone(), after));
         }
     }
@@ -254,8 +233,8 @@ mod tests {
     fn a_failed_read_leaves_nothing() {
         let small = Small::new();
         let failed = || Err(StoreError::corrupt("damage"));
-        small.recent.get(KEY, || 0, failed).unwrap_err();
-        small.recent.get_at(KEY, 0, || 0, failed).unwrap_err();
+        small.recent.get(KEY, None, || 0, failed).unwrap_err();
+        small.recent.get(KEY, Some(0), || 0, failed).unwrap_err();
         assert_eq!(small.get(Some("a")), Some("a".into()));
     }
 

@@ -165,7 +165,7 @@ impl View for RocksStore {
             Ok(found.map(|value| Bytes::copy_from_slice(&value)))
         };
         let latest = || self.db.latest_sequence_number();
-        if family == Family::Data { self.recent.get(key, latest, read) } else { read() }
+        if family == Family::Data { self.recent.get(key, None, latest, read) } else { read() }
     }
 
     fn scan(&self, family: Family, from: &[u8], to: Option<&[u8]>) -> Result<Scan<'_>, StoreError> {
@@ -298,7 +298,7 @@ impl View for RocksSnapshot {
             Ok(found.map_err(|e| failure("a read", &e))?.map(|value| Bytes::copy_from_slice(&value)))
         };
         let latest = || db.latest_sequence_number();
-        if family == Family::Data { self.recent.get_at(key, self.at, latest, read) } else { read() }
+        if family == Family::Data { self.recent.get(key, Some(self.at), latest, read) } else { read() }
     }
 
     fn scan(&self, family: Family, from: &[u8], to: Option<&[u8]>) -> Result<Scan<'_>, StoreError> {
