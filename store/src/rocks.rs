@@ -11,12 +11,14 @@ use std::{
     fmt,
     fs::{self, File, OpenOptions},
     io,
+    num::NonZero,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    thread,
     time::Instant,
 };
 
@@ -385,6 +387,9 @@ fn open_db(db: &Path, path: &Path, limits: &RocksOptions) -> Result<DB, StoreErr
     })
 }
 
+/// Bytes of table files written per second and core, at most.
+const TABLE_RATE: i64 = 400 << 20;
+
 fn database_options(limits: &RocksOptions) -> Options {
     let mut options = Options::default();
     options.create_if_missing(true);
@@ -403,6 +408,11 @@ fn database_options(limits: &RocksOptions) -> Options {
     options.set_max_open_files(512);
     // Smooths the writing of tables, so that a flush does not delay the log's fsync behind it.
     options.set_bytes_per_sync(1 << 20);
+    // Tables are written in the time that there is for it, not as fast as possible: all members of a group fill their
+    // memtables together, and syncs of the log would wait for the disk and a core meanwhile. What is asked for is
+    // followed between this bound and a twentieth of it; flushes go before compactions.
+    let cores = thread::available_parallelism().map_or(1, NonZero::get) as i64;
+    options.set_auto_tuned_ratelimiter(cores * TABLE_RATE, 10_000, 10);
     options.set_max_manifest_file_size(16 << 20);
     options.set_keep_log_file_num(4);
     options.set_max_log_file_size(4 << 20);
