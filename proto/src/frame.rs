@@ -50,7 +50,8 @@ pub struct ResponseFrame {
 /// Never: the types of this crate all serialize, and the buffer grows.
 #[must_use]
 pub fn encode<T: Serialize>(message: &T) -> Bytes {
-    postcard::to_extend(message, Vec::new()).expect("plain data serializes into memory").into()
+    // The usual message grows no buffer.
+    postcard::to_extend(message, Vec::with_capacity(512)).expect("plain data serializes into memory").into()
 }
 
 /// Reads a body.

@@ -1,13 +1,16 @@
 //! The rows that were used last, in front of a store: most reads, and the look at what a write replaces, need no more.
 
 use std::{
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
 use bytes::Bytes;
 use quick_cache::{
-    Weighter,
+    DefaultHashBuilder, Weighter,
     sync::{Cache, GuardResult},
 };
 
@@ -29,25 +32,45 @@ const USUAL: usize = 512;
 ///
 /// All others read the store. A reader that has looked into the store while its row was written finds its place taken,
 /// and leaves nothing.
+///
+/// Rows lie under the hashes of their keys, each key beside its value, since most of what it costs to find one is memory
+/// that is not in the processor's cache. Keys of one hash drive each other out.
 pub(crate) struct Recent {
-    rows: Cache<Vec<u8>, Row, Weight>,
+    rows: Cache<u64, Row, Weight>,
+    hasher: DefaultHashBuilder,
     /// Everything written up to here is also here.
     settled: AtomicU64,
 }
 
 #[derive(Clone)]
 struct Row {
-    value: Bytes,
+    /// The key, and then the value.
+    bytes: Arc<[u8]>,
+    key: usize,
     /// A point at which it was there already.
     since: u64,
+}
+
+impl Row {
+    /// A copy: the bytes given may be a slice of something much larger.
+    fn new(key: &[u8], value: &[u8], since: u64) -> Row {
+        Row { bytes: [key, value].concat().into(), key: key.len(), since }
+    }
+
+    /// Its value, if it is the row of this key, and was there at the point `at` already.
+    fn told(self, key: &[u8], at: Option<u64>) -> Option<Bytes> {
+        let wanted = &self.bytes[..self.key] == key && at.is_none_or(|at| self.since <= at);
+        let whole = wanted.then(|| Bytes::from_owner(self.bytes))?;
+        Some(whole.slice(self.key..))
+    }
 }
 
 #[derive(Clone)]
 struct Weight;
 
-impl Weighter<Vec<u8>, Row> for Weight {
-    fn weight(&self, key: &Vec<u8>, row: &Row) -> u64 {
-        (key.len() + row.value.len() + OVERHEAD) as u64
+impl Weighter<u64, Row> for Weight {
+    fn weight(&self, _: &u64, row: &Row) -> u64 {
+        (row.bytes.len() + OVERHEAD) as u64
     }
 }
 
@@ -55,7 +78,7 @@ impl Recent {
     /// In front of a store that stands at the point `settled`.
     pub(crate) fn new(bytes: usize, settled: u64) -> Recent {
         let rows = Cache::with_weighter(bytes / USUAL, bytes as u64, Weight);
-        Recent { rows, settled: AtomicU64::new(settled) }
+        Recent { rows, hasher: DefaultHashBuilder::default(), settled: AtomicU64::new(settled) }
     }
 
     /// Bytes held.
@@ -76,18 +99,18 @@ impl Recent {
             return read();
         }
         // Who finds another reader at work on the row reads it for himself.
-        match self.rows.get_value_or_guard(key, Some(Duration::ZERO)) {
-            GuardResult::Value(row) if at.is_none_or(|at| row.since <= at) => Ok(Some(row.value)),
+        match self.rows.get_value_or_guard(&self.hasher.hash_one(key), Some(Duration::ZERO)) {
+            GuardResult::Value(row) => row.told(key, at).map_or_else(read, |value| Ok(Some(value))),
             GuardResult::Guard(place) => {
                 let found = read()?;
                 let since = latest();
                 // What was written since a point may be another row.
-                if let Some(value) = found.clone().filter(|_| at.is_none_or(|at| at == since)) {
-                    let _ = place.insert(Row { value, since });
+                if let Some(value) = found.as_ref().filter(|_| at.is_none_or(|at| at == since)) {
+                    let _ = place.insert(Row::new(key, value, since));
                 }
                 Ok(found)
             }
-            GuardResult::Value(_) | GuardResult::Timeout => read(),
+            GuardResult::Timeout => read(),
         }
     }
 
@@ -95,13 +118,11 @@ impl Recent {
     pub(crate) fn after(&self, batch: &Batch, latest: u64) {
         for edit in batch.edits() {
             match edit {
-                // A copy: the bytes may be a slice of something much larger.
                 Edit::Put(Family::Data, key, value) => {
-                    let row = Row { value: Bytes::copy_from_slice(value), since: latest };
-                    self.rows.insert(key.to_vec(), row);
+                    self.rows.insert(self.hasher.hash_one(key.as_ref()), Row::new(key, value, latest));
                 }
                 Edit::Delete(Family::Data, key) => {
-                    self.rows.remove(key.as_ref());
+                    self.rows.remove(&self.hasher.hash_one(key.as_ref()));
                 }
                 Edit::DeleteRange(Family::Data, ..) => self.rows.clear(),
                 _ => {}
@@ -227,6 +248,22 @@ mod tests {
         assert_eq!(small.get(Some("six")), Some("six".into()));
         assert_eq!(small.get_at(5, Some("back")), Some("back".into()), "six may be newer");
         assert_eq!(small.get_at(6, None), Some("six".into()));
+    }
+
+    /// Another key has the hash of this one: neither is told the other's row.
+    #[test]
+    fn keys_of_one_hash_are_told_apart() {
+        let small = Small::new();
+        let place = small.recent.hasher.hash_one(KEY);
+        let other = || small.recent.rows.insert(place, Row::new(b"ke", b"y of another", 0));
+        other();
+        assert_eq!(small.get(None), None);
+        assert_eq!(small.get_at(0, Some("stored")), Some("stored".into()));
+        small.write(&put("new"));
+        assert_eq!(small.held(), Some("new".into()));
+        other();
+        small.write(&delete());
+        assert_eq!(small.held(), None);
     }
 
     #[test]
