@@ -148,8 +148,9 @@ impl<'a> Trip<'a> {
 
     pub(crate) async fn run(&mut self) -> Result<Answered, ClientError> {
         loop {
-            if self.next.is_some_and(|next| next <= Instant::now())
-                && let Some(result) = self.launch()
+            let now = Instant::now();
+            if self.next.is_some_and(|next| next <= now)
+                && let Some(result) = self.launch(now)
             {
                 return result;
             }
@@ -177,8 +178,7 @@ impl<'a> Trip<'a> {
     }
 
     /// Asks the next one.
-    fn launch(&mut self) -> Outcome {
-        let now = Instant::now();
+    fn launch(&mut self, now: Instant) -> Outcome {
         if !self.call.safe && self.waits() {
             self.next = None;
             return None;
@@ -192,7 +192,7 @@ impl<'a> Trip<'a> {
             && let Some(line) = favourite.and_then(|node| self.shared.pool.ready(node))
         {
             self.tried.push(Target::Node(line.node));
-            return self.send(line);
+            return self.send(line, now);
         }
         let members = self.members();
         let mut candidates = self.shared.pool.candidates(&members, favourite, &self.tried);
@@ -210,7 +210,7 @@ impl<'a> Trip<'a> {
             self.shared.pool.warm(node);
         }
         match self.shared.pool.reach(target) {
-            Some(Reach::Ready(line)) => return self.send(line),
+            Some(Reach::Ready(line)) => return self.send(line, now),
             Some(Reach::Dialing(wait)) => {
                 self.flights.push(Flight::Dialing(target, wait));
                 let patience = self.shared.options.dial_patience;
@@ -254,8 +254,7 @@ impl<'a> Trip<'a> {
     }
 
     /// Sends the request, if that does no harm beside what is under way.
-    fn send(&mut self, line: Arc<Line>) -> Outcome {
-        let now = Instant::now();
+    fn send(&mut self, line: Arc<Line>, now: Instant) -> Outcome {
         if !self.call.safe && self.waits() {
             self.next = None;
             return None;
@@ -308,7 +307,6 @@ impl<'a> Trip<'a> {
     }
 
     async fn on(&mut self, event: Event) -> Outcome {
-        let now = Instant::now();
         match event {
             Event::Connected(Ok(line)) => {
                 let target = Target::Node(line.node);
@@ -318,12 +316,12 @@ impl<'a> Trip<'a> {
                 if self.call.pinned.is_some_and(|node| node != line.node) {
                     return None;
                 }
-                self.send(line)
+                self.send(line, Instant::now())
             }
             Event::Connected(Err(why)) => {
                 self.unreached.retain(|u| u.address != why.address);
                 self.unreached.push(why);
-                self.hurry(now);
+                self.hurry();
                 None
             }
             Event::Replied(line, Err(Lost), _) => {
@@ -333,7 +331,7 @@ impl<'a> Trip<'a> {
                     let why = format!("the connection to {} ended before the answer came", line.address);
                     return Some(Err(Error::OutcomeUnknown { why }.into()));
                 }
-                self.hurry(now);
+                self.hurry();
                 None
             }
             Event::Replied(line, Ok(Response::Error(error)), sent) => self.error(&line, error, sent).await,
@@ -347,9 +345,9 @@ impl<'a> Trip<'a> {
     }
 
     /// The next launch is at once, unless what is under way forbids one.
-    fn hurry(&mut self, now: Instant) {
+    fn hurry(&mut self) {
         if self.call.safe || !self.waits() {
-            self.next = Some(now);
+            self.next = Some(Instant::now());
         }
     }
 

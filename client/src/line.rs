@@ -21,6 +21,9 @@ use tokio::{
 /// closed or deserves another chance.
 const SUSPECT: Duration = Duration::from_secs(6);
 
+/// Answers taken from the transport at a time.
+const BATCH: usize = 64;
+
 /// The connection ended before the answer came.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Lost;
@@ -127,21 +130,24 @@ impl Line {
 
 /// Hands out answers until the connection ends, then tells those who still wait.
 async fn receive(mut incoming: mpsc::Receiver<Bytes>, waiting: Arc<Waiting>) {
-    while let Some(body) = incoming.recv().await {
-        let (id, response) = match frame::decode::<ResponseFrame>(&body) {
-            Ok(frame) => (frame.id, frame.response),
-            // The one that asked learns of it; if that cannot be told, all do, with the end of the connection.
-            Err(error) => match frame::id_of(&body) {
-                Some(id) => (id, Response::Error(unreadable(&error))),
-                None => break,
-            },
-        };
-        let answer = waiting.with(|slots| {
-            slots.suspect_until = None;
-            slots.open.remove(&id)
-        });
-        if let Some(answer) = answer {
-            answer.send(Ok(response)).ok();
+    let mut bodies = Vec::with_capacity(BATCH);
+    'connection: while incoming.recv_many(&mut bodies, BATCH).await > 0 {
+        for body in bodies.drain(..) {
+            let (id, response) = match frame::decode::<ResponseFrame>(&body) {
+                Ok(frame) => (frame.id, frame.response),
+                // The one that asked learns of it; if that cannot be told, all do, with the end of the connection.
+                Err(error) => match frame::id_of(&body) {
+                    Some(id) => (id, Response::Error(unreadable(&error))),
+                    None => break 'connection,
+                },
+            };
+            let answer = waiting.with(|slots| {
+                slots.suspect_until = None;
+                slots.open.remove(&id)
+            });
+            if let Some(answer) = answer {
+                answer.send(Ok(response)).ok();
+            }
         }
     }
     let left = waiting.with(|slots| {

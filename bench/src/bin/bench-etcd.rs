@@ -17,6 +17,10 @@ const GET_256: &str = "linearizable get, 256 clients";
 const PUT_1: &str = "strong put, 1 client";
 const GET_1: &str = "linearizable get, 1 client";
 
+/// As in `duetd`: the load takes its part of the machine, too.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 #[tokio::main]
 async fn main() -> Result<()> {
     let options = Options::read();

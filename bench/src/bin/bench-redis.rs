@@ -18,6 +18,10 @@ const PUT_256: &str = "eventual put, 256 clients";
 const GET_256: &str = "eventual get, 256 clients";
 const PUT_1: &str = "eventual put, 1 client";
 
+/// As in `duetd`: the load takes its part of the machine, too.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 #[tokio::main]
 async fn main() -> Result<()> {
     let options = Options::read();

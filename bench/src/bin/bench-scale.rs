@@ -37,6 +37,10 @@ const EVENTUAL: Names = Names {
     namespaces: "eventual put, by namespaces",
 };
 
+/// As in `duetd`: the load takes its part of the machine, too.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 #[tokio::main]
 async fn main() -> Result<()> {
     let options = Options::read();
