@@ -15,6 +15,9 @@ pub struct EngineConfig {
     pub tick: Duration,
     /// How often a replica is given time that has nothing open. Default 20 s; 1 s to 5 min.
     pub idle_tick: Duration,
+    /// How long a push that its sender does not wait for may wait here, for others to share its step and its sync.
+    /// Default 5 ms; up to `tick`. Reads here are that much older, and nothing else.
+    pub gather: Duration,
     /// How long a read waits for what its token has seen. Default 2 s.
     pub token_wait: Duration,
     /// Largest value, in bytes. Default 1 MiB.
@@ -37,6 +40,7 @@ impl EngineConfig {
             replica: Config::new(node, boot),
             tick: Duration::from_millis(100),
             idle_tick: Duration::from_secs(20),
+            gather: Duration::from_millis(5),
             token_wait: Duration::from_secs(2),
             value_max: limits::VALUE_DEFAULT,
             pending_bytes: 64 << 20,

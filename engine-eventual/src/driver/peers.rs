@@ -132,9 +132,17 @@ impl Driver {
             self.metrics.unknown += 1;
             return;
         };
+        let gathers = matches!(&envelope.message, Message::Push(push) if !push.ack);
         let taken = running.hear(from, envelope, size, lent.config);
+        if gathers {
+            let (before, by) = (running.wake, running.wake.min(now + lent.config.gather));
+            running.wake = by;
+            self.wakes.remove(&(before, id));
+            self.wakes.insert((by, id));
+        } else {
+            self.ready.insert(id);
+        }
         self.metrics.dropped += u64::from(!taken);
-        self.ready.insert(id);
     }
 
     /// A peer was away: whatever is apart from it is told what is held here.

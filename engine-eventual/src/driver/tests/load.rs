@@ -28,6 +28,23 @@ async fn many_clients_share_syncs() {
     assert_eq!((metrics.writes, metrics.dropped), (2560, 0));
 }
 
+/// One client after the other: each of its writes is a step and a sync where it is made, and shares them elsewhere.
+#[tokio::test(start_paused = true)]
+async fn pushes_that_nobody_waits_for_share_syncs() {
+    for (copies, shared) in [(1, true), (2, false)] {
+        let cluster = three(copies).await;
+        let commits = |id| cluster.handle(id).metrics().commits;
+        let before = (commits(1), commits(2));
+        for i in 0..100 {
+            cluster.put(1, &format!("k{i}"), "v").await.unwrap();
+        }
+        cluster.settle(&[1, 2, 3]).await;
+        let (there, elsewhere) = (commits(1) - before.0, commits(2) - before.1);
+        assert!(there >= 100, "{there}");
+        assert_eq!(elsewhere < 50, shared, "with {copies} copies {elsewhere} commits for {there}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn idle_namespaces_cost_next_to_nothing() {
     let cluster = Cluster::start(&[1, 2, 3], |_| {});
