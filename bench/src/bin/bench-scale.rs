@@ -78,7 +78,7 @@ async fn records(options: &Options, samples: &mut Samples, names: &Names, new: &
     samples.take(options.rounds, &[case(names.put, Workload::Put), case(names.get, Workload::Get)]).await
 }
 
-/// One cluster, the same load spread over namespaces, and in one of them.
+/// One cluster, the same load over the same number of keys, spread over namespaces and in one.
 async fn namespaces(options: &Options, samples: &mut Samples, names: &Names, new: &NewNamespace) -> Result<()> {
     let nodes = Nodes::start(options.connections).await?;
     let mut targets = Vec::new();
@@ -89,6 +89,7 @@ async fn namespaces(options: &Options, samples: &mut Samples, names: &Names, new
     }
     let one = nodes.namespace("bench", new.clone()).await?;
     let load = options.load(Workload::Put, CLIENTS);
-    let sides = vec![(System::new(MANY, targets), load.clone()), (System::new(ONE, one), load)];
+    let spread = Load { keys: (load.keys / NAMESPACES as u64).max(1), ..load.clone() };
+    let sides = vec![(System::new(MANY, targets), spread), (System::new(ONE, one), load)];
     samples.take(options.rounds, &[Case { name: names.namespaces, sides }]).await
 }
