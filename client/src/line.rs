@@ -60,6 +60,26 @@ impl Waiting {
     fn with<T>(&self, f: impl FnOnce(&mut Slots) -> T) -> T {
         f(&mut self.slots.lock().unwrap_or_else(PoisonError::into_inner))
     }
+
+    /// Gives an answer to the one that asked, if it still waits. `false`: it cannot be told who did.
+    fn hand_out(&self, body: &[u8]) -> bool {
+        let (id, response) = match frame::decode::<ResponseFrame>(body) {
+            Ok(frame) => (frame.id, frame.response),
+            // The one that asked learns of it; if that cannot be told, all do, with the end of the connection.
+            Err(error) => match frame::id_of(body) {
+                Some(id) => (id, Response::Error(unreadable(&error))),
+                None => return false,
+            },
+        };
+        let answer = self.with(|slots| {
+            slots.suspect_until = None;
+            slots.open.remove(&id)
+        });
+        if let Some(answer) = answer {
+            answer.send(Ok(response)).ok();
+        }
+        true
+    }
 }
 
 /// A request that waits. Dropping it forgets the request; a late answer is then dropped too.
@@ -131,23 +151,9 @@ impl Line {
 /// Hands out answers until the connection ends, then tells those who still wait.
 async fn receive(mut incoming: mpsc::Receiver<Bytes>, waiting: Arc<Waiting>) {
     let mut bodies = Vec::with_capacity(BATCH);
-    'connection: while incoming.recv_many(&mut bodies, BATCH).await > 0 {
-        for body in bodies.drain(..) {
-            let (id, response) = match frame::decode::<ResponseFrame>(&body) {
-                Ok(frame) => (frame.id, frame.response),
-                // The one that asked learns of it; if that cannot be told, all do, with the end of the connection.
-                Err(error) => match frame::id_of(&body) {
-                    Some(id) => (id, Response::Error(unreadable(&error))),
-                    None => break 'connection,
-                },
-            };
-            let answer = waiting.with(|slots| {
-                slots.suspect_until = None;
-                slots.open.remove(&id)
-            });
-            if let Some(answer) = answer {
-                answer.send(Ok(response)).ok();
-            }
+    while incoming.recv_many(&mut bodies, BATCH).await > 0 {
+        if !bodies.drain(..).all(|body| waiting.hand_out(&body)) {
+            break;
         }
     }
     let left = waiting.with(|slots| {
