@@ -16,7 +16,8 @@ pub struct EngineConfig {
     /// How often a replica is given time that has nothing open. Default 20 s; 1 s to 5 min.
     pub idle_tick: Duration,
     /// How long a push that its sender does not wait for may wait here, for others to share its step and its sync.
-    /// Default 5 ms; up to `tick`. Reads here are that much older, and nothing else.
+    /// Default 5 ms; up to `tick`. Reads here are that much older, reads of a token from elsewhere wait that much longer, and
+    /// a write that one copy acknowledged is on one disk for so much longer.
     pub gather: Duration,
     /// How long a read waits for what its token has seen. Default 2 s.
     pub token_wait: Duration,
