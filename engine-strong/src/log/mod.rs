@@ -323,10 +323,14 @@ impl Log {
             }
         }
         let next = low + entries.len() as u64;
-        if next < self.tail_first.min(high) {
+        if next >= high {
+            // All of it lay in the store: what is in memory begins behind it.
+            return Ok(entries);
+        }
+        if next < self.tail_first {
             return Err(StoreError::corrupt(format!("entry {next} of group {} is missing", self.id)));
         }
-        let cached = (next - self.tail_first) as usize..(high.max(next) - self.tail_first) as usize;
+        let cached = (next - self.tail_first) as usize..(high - self.tail_first) as usize;
         for entry in self.tail.range(cached) {
             if !fits(entry, entries.is_empty()) {
                 break;

@@ -54,7 +54,13 @@ proptest! {
             let again = Log::open(store.clone(), ID, KEEP, Some(log.applied)).unwrap();
             for log in [&log, &again] {
                 let expected: Vec<_> = model.iter().copied().filter(|(i, _)| *i >= log.first()).collect();
-                prop_assert_eq!(&read(log, log.first(), log.last() + 1), &expected);
+                // Also what lies in the store entirely, and nothing.
+                for high in log.first()..=log.last() + 1 {
+                    for low in log.first()..=high {
+                        let within: Vec<_> = expected.iter().copied().filter(|(i, _)| (low..high).contains(i)).collect();
+                        prop_assert_eq!(read(log, low, high), within);
+                    }
+                }
                 for (index, term) in model.iter().filter(|(i, _)| *i + 1 >= log.first()) {
                     prop_assert_eq!(log.term(*index).unwrap(), *term);
                 }
