@@ -9,7 +9,7 @@ use bytes::Bytes;
 use duet_proto::{
     Answer, Consistency, Epoch, Error, NamespaceId, NamespaceName, NamespaceStatus, NodeId, Op, Outcome, Record, Try,
 };
-use duet_store::{Family, Store, StoreError, layout};
+use duet_store::{Family, Store, StoreError, layout, warm};
 use serde::{Deserialize, Serialize};
 use tokio::{
     sync::{mpsc, oneshot},
@@ -288,6 +288,9 @@ impl Handle {
     ) -> Result<Answer, Error> {
         let id = GroupId { namespace, epoch };
         let write = call.op.is_write();
+        // The driver reads where everybody waits for it.
+        let rows = call.op.keys().map(|key| layout::data_key(namespace, key));
+        warm(&self.store, rows, deadline).await;
         let (reply, answer) = oneshot::channel();
         if self.commands.send(Command::Call { id, call, deadline, reply }).is_err() {
             return Err(Error::Unavailable { node: self.node, why: "the engine has stopped".into() });

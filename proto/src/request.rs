@@ -314,6 +314,20 @@ pub enum Admin {
 }
 
 impl Op {
+    /// The keys that it reads, or replaces: none for a scan. A key may come twice.
+    pub fn keys(&self) -> impl Iterator<Item = &Bytes> {
+        let (key, compares, then, otherwise, reads): (_, &[Compare], &[Mutation], &[Mutation], &[Bytes]) = match self
+        {
+            Op::Get { key } => (Some(key), &[], &[], &[], &[]),
+            Op::Write { mutation } | Op::CompareAndSet { mutation, .. } => (Some(&mutation.key), &[], &[], &[], &[]),
+            Op::Transaction { compares, then, otherwise, reads } => (None, compares, then, otherwise, reads),
+            Op::Scan { .. } => (None, &[], &[], &[], &[]),
+        };
+        let compared = compares.iter().map(|compare| &compare.key);
+        let changed = then.iter().chain(otherwise).map(|mutation| &mutation.key);
+        key.into_iter().chain(compared).chain(changed).chain(reads)
+    }
+
     /// Whether it may change something.
     #[must_use]
     pub fn is_write(&self) -> bool {
@@ -415,6 +429,19 @@ mod tests {
             let range = KeyRange::prefix(prefix.clone());
             prop_assert_eq!(range.contains(&key), key.starts_with(&prefix));
         }
+    }
+
+    #[test]
+    fn keys_are_those_read_and_replaced() {
+        let keys =
+            |op: Op| op.keys().map(|key| String::from_utf8(key.to_vec()).unwrap()).collect::<Vec<_>>().concat();
+        assert_eq!(keys(Op::Get { key: "a".into() }), "a");
+        assert_eq!(keys(Op::Write { mutation: Mutation::delete("b") }), "b");
+        assert_eq!(keys(Op::CompareAndSet { expect: Expect::Absent, mutation: Mutation::put("c", "1") }), "c");
+        let compares = vec![Compare { key: "d".into(), expect: Expect::Present }];
+        let (then, otherwise) = (vec![Mutation::put("e", "1")], vec![Mutation::delete("f"), Mutation::put("g", "1")]);
+        assert_eq!(keys(Op::Transaction { compares, then, otherwise, reads: vec!["h".into()] }), "defgh");
+        assert_eq!(keys(Op::Scan { range: KeyRange::all(), limit: ScanLimit::default(), cursor: None }), "");
     }
 
     #[test]

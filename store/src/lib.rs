@@ -20,7 +20,8 @@
 //! filling up ([`DiskGuard`]). [`layout`] is the only place that knows how keys are encoded.
 //!
 //! What this crate leaves out: it does not know what a record, an entry or a session is, and it runs no task but the
-//! committer's. Only `rocks.rs` names RocksDB; without the feature `rocks` it is not even built.
+//! committer's, and those that bring rows into memory before they are read ([`warm()`]). Only `rocks.rs` names RocksDB;
+//! without the feature `rocks` it is not even built.
 
 mod batch;
 mod clock;
@@ -35,6 +36,7 @@ mod recent;
 #[cfg(feature = "rocks")]
 pub mod rocks;
 mod store;
+mod warm;
 
 pub use batch::{Batch, Edit, Family};
 pub use clock::{HybridClock, SystemClock, WallClock};
@@ -43,3 +45,4 @@ pub use disk::{DiskFull, DiskGuard};
 pub use error::StoreError;
 pub use identity::{NodeIdentity, open_node, read_identity};
 pub use store::{FamilyTables, Level, Scan, Snapshot, Store, StoreStats, Tables, View};
+pub use warm::{warm, warm_soon};

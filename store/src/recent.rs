@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -10,8 +10,8 @@ use std::{
 
 use bytes::Bytes;
 use quick_cache::{
-    DefaultHashBuilder, Weighter,
-    sync::{Cache, GuardResult},
+    DefaultHashBuilder, OptionsBuilder, Weighter,
+    sync::{Cache, DefaultLifecycle, GuardResult},
 };
 
 use crate::{Batch, Edit, Family, StoreError};
@@ -20,6 +20,11 @@ use crate::{Batch, Edit, Family, StoreError};
 const OVERHEAD: usize = 128;
 /// What a row is thought to weigh, to begin with: it sizes the cache's tables.
 const USUAL: usize = 512;
+/// What a part of the rows that is guarded by a lock of its own may hold, at least, if there are more than a few. A part's
+/// table is made anew when it has doubled, with all others waiting: that of a million rows took half a second.
+const SHARD: usize = 64 << 20;
+/// Deleted ranges that are told apart.
+const RANGES: usize = 64;
 
 /// Rows of [`Family::Data`], as they are in the store. Bounded by bytes; a scan of everything does not drive out what
 /// is used often.
@@ -35,11 +40,39 @@ const USUAL: usize = 512;
 ///
 /// Rows lie under the hashes of their keys, each key beside its value, since most of what it costs to find one is memory
 /// that is not in the processor's cache. Keys of one hash drive each other out.
+///
+/// A range that is deleted, which may hold millions of rows, is noted instead of being looked for here: its rows are not
+/// told any more, and make room when it is needed.
 pub(crate) struct Recent {
     rows: Cache<u64, Row, Weight>,
     hasher: DefaultHashBuilder,
     /// Everything written up to here is also here.
     settled: AtomicU64,
+    gone: RwLock<Gone>,
+    /// The point at which a range was last deleted.
+    gone_at: AtomicU64,
+}
+
+/// Ranges that were deleted, each with the point at which that was done.
+#[derive(Default)]
+struct Gone {
+    ranges: Vec<(Bytes, Bytes, u64)>,
+    /// Before this point the ranges are not known any more: every row may have been in one.
+    all: u64,
+}
+
+impl Gone {
+    fn note(&mut self, from: &Bytes, to: &Bytes, at: u64) {
+        if self.ranges.len() == RANGES {
+            self.all = self.ranges.drain(..).fold(self.all, |all, (.., at)| all.max(at + 1));
+        }
+        self.ranges.push((from.clone(), to.clone(), at));
+    }
+
+    fn holds(&self, key: &[u8], since: u64) -> bool {
+        let within = |(from, to, at): &(Bytes, Bytes, u64)| since <= *at && &from[..] <= key && key < &to[..];
+        since < self.all || self.ranges.iter().any(within)
+    }
 }
 
 #[derive(Clone)]
@@ -77,8 +110,17 @@ impl Weighter<u64, Row> for Weight {
 impl Recent {
     /// In front of a store that stands at the point `settled`.
     pub(crate) fn new(bytes: usize, settled: u64) -> Recent {
-        let rows = Cache::with_weighter(bytes / USUAL, bytes as u64, Weight);
-        Recent { rows, hasher: DefaultHashBuilder::default(), settled: AtomicU64::new(settled) }
+        let hasher = DefaultHashBuilder::default();
+        let mut options = OptionsBuilder::new();
+        options.estimated_items_capacity(bytes / USUAL).weight_capacity(bytes as u64).shards((bytes / SHARD).max(8));
+        let options = options.build().expect("both capacities are given");
+        let rows = Cache::with_options(options, Weight, hasher.clone(), DefaultLifecycle::default());
+        Recent { rows, hasher, settled: AtomicU64::new(settled), gone: RwLock::default(), gone_at: AtomicU64::new(0) }
+    }
+
+    /// Whether a row of this key is here, most likely.
+    pub(crate) fn holds(&self, key: &[u8]) -> bool {
+        self.rows.contains_key(&self.hasher.hash_one(key))
     }
 
     /// Bytes held.
@@ -99,19 +141,33 @@ impl Recent {
             return read();
         }
         // Who finds another reader at work on the row reads it for himself.
-        match self.rows.get_value_or_guard(&self.hasher.hash_one(key), Some(Duration::ZERO)) {
+        let place = self.hasher.hash_one(key);
+        match self.rows.get_value_or_guard(&place, Some(Duration::ZERO)) {
+            GuardResult::Value(row) if self.is_gone(key, row.since) => {
+                self.rows.remove(&place);
+                read()
+            }
             GuardResult::Value(row) => row.told(key, at).map_or_else(read, |value| Ok(Some(value))),
             GuardResult::Guard(place) => {
+                let gone_at = self.gone_at.load(Ordering::Acquire);
                 let found = read()?;
                 let since = latest();
-                // What was written since a point may be another row.
-                if let Some(value) = found.as_ref().filter(|_| at.is_none_or(|at| at == since)) {
+                // What was written since a point may be another row, and what was deleted with its range, with other writes
+                // behind it, would look newer than that.
+                let is_it = at.is_none_or(|at| at == since) && self.gone_at.load(Ordering::Acquire) == gone_at;
+                if let Some(value) = found.as_ref().filter(|_| is_it) {
                     let _ = place.insert(Row::new(key, value, since));
                 }
                 Ok(found)
             }
             GuardResult::Timeout => read(),
         }
+    }
+
+    /// Whether a row that was there at a point was deleted with a range since.
+    fn is_gone(&self, key: &[u8], since: u64) -> bool {
+        since <= self.gone_at.load(Ordering::Acquire)
+            && self.gone.read().unwrap_or_else(PoisonError::into_inner).holds(key, since)
     }
 
     /// To be called when the batch has been written, before another one is; the store stands at `latest` now.
@@ -124,7 +180,10 @@ impl Recent {
                 Edit::Delete(Family::Data, key) => {
                     self.rows.remove(&self.hasher.hash_one(key.as_ref()));
                 }
-                Edit::DeleteRange(Family::Data, ..) => self.rows.clear(),
+                Edit::DeleteRange(Family::Data, from, to) => {
+                    self.gone.write().unwrap_or_else(PoisonError::into_inner).note(from, to, latest);
+                    self.gone_at.store(latest, Ordering::Release);
+                }
                 _ => {}
             }
         }
@@ -263,6 +322,47 @@ mod tests {
         assert_eq!(small.held(), Some("new".into()));
         other();
         small.write(&delete());
+        assert_eq!(small.held(), None);
+    }
+
+    fn cleared(from: &'static str, to: &'static str) -> Batch {
+        let mut batch = Batch::new();
+        batch.delete_range(Family::Data, from, to);
+        batch
+    }
+
+    #[test]
+    fn a_range_takes_its_rows_and_no_others() {
+        let small = Small::new();
+        small.write(&put("old"));
+        small.write(&cleared("a", "key"));
+        small.write(&cleared("kez", "z"));
+        assert_eq!(small.held(), Some("old".into()), "in no range");
+        small.write(&cleared("key", "kez"));
+        assert_eq!(small.get_at(3, Some("old")), Some("old".into()), "before it was deleted, as the store says");
+        assert_eq!(small.held(), None);
+        small.write(&put("new"));
+        assert_eq!(small.held(), Some("new".into()));
+        // More of them than are told apart.
+        for _ in 0..=RANGES {
+            small.write(&cleared("a", "b"));
+        }
+        assert_eq!(small.get(Some("read")), Some("read".into()));
+        assert_eq!(small.held(), None, "what was not told makes room");
+        assert_eq!(small.get(Some("read")), Some("read".into()));
+        assert_eq!(small.held(), Some("read".into()));
+    }
+
+    /// A range is deleted under a reader, and something else written, so that what it found seems to be newer than that.
+    #[test]
+    fn a_reader_slower_than_two_writes_leaves_nothing_old() {
+        let small = Small::new();
+        let slow = || {
+            small.write(&cleared("a", "z"));
+            small.write(&Batch::new());
+            Ok(Some("old".into()))
+        };
+        assert_eq!(small.recent.get(KEY, None, || small.latest.get(), slow).unwrap(), Some("old".into()));
         assert_eq!(small.held(), None);
     }
 

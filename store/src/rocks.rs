@@ -16,7 +16,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
     thread,
     time::Instant,
@@ -25,7 +25,8 @@ use std::{
 use bytes::Bytes;
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBIterator,
-    DBRecoveryMode, ErrorKind, IteratorMode, Options, ReadOptions, WriteBatch, WriteOptions, properties,
+    DBPinnableSlice, DBRecoveryMode, ErrorKind, IteratorMode, Options, ReadOptions, ReadTier, WriteBatch,
+    WriteOptions, properties,
 };
 use self_cell::self_cell;
 
@@ -37,7 +38,8 @@ use crate::{
 /// How much the store may use. It takes what it needs: an idle node stays well under 100 MiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RocksOptions {
-    /// Memory for what was read and written last, in bytes: half of it for records, half for blocks, indexes and filters.
+    /// Memory for what was read and written last, in bytes: three quarters for records, the rest for blocks, indexes and
+    /// filters. A record takes less of it than its block, and outlives the tables that it is merged into.
     /// 128 MiB; from 1 MiB.
     pub cache_bytes: usize,
     /// Memory for what is not in table files yet, all families together, in bytes. 64 MiB; from 4 MiB.
@@ -59,6 +61,7 @@ pub struct RocksStore {
     db: Arc<DB>,
     path: PathBuf,
     recent: Arc<Recent>,
+    cold: Arc<Cold>,
     /// Who writes: what is recent must be so in the order of the log.
     writing: Mutex<()>,
     synced: Mutex<Watermark>,
@@ -95,7 +98,8 @@ impl RocksStore {
         Ok(RocksStore {
             db: Arc::new(db),
             path: path.to_owned(),
-            recent: Arc::new(Recent::new(options.cache_bytes / 2, recovered)),
+            recent: Arc::new(Recent::new(options.cache_bytes / 4 * 3, recovered)),
+            cold: Arc::default(),
             writing: Mutex::new(()),
             synced: Mutex::new(synced),
             poison: OnceLock::new(),
@@ -160,12 +164,56 @@ fn counted(text: &str, name: &str) -> u64 {
     found.filter(|(before, _)| before.trim().ends_with(name)).find_map(|(_, n)| n.trim().parse().ok()).unwrap_or(0)
 }
 
+/// Whether rows are found in memory: how many are still to be looked for before they are read. Wrong by a few when threads
+/// meet; it only says what is worth a look.
+#[derive(Default)]
+struct Cold(AtomicU32);
+
+impl Cold {
+    /// Looks that one miss is worth: what it takes to wait for the disk is that of some hundred of them.
+    const LOOKS: u32 = 16;
+    const MOST: u32 = 1024;
+
+    fn is(&self) -> bool {
+        self.0.load(Ordering::Relaxed) > 0
+    }
+
+    fn found(&self) {
+        self.0.store(self.0.load(Ordering::Relaxed).saturating_sub(1), Ordering::Relaxed);
+    }
+
+    fn missed(&self) {
+        let looks = self.0.load(Ordering::Relaxed) + Self::LOOKS;
+        self.0.store(looks.min(Self::MOST), Ordering::Relaxed);
+    }
+
+    /// Reads a row, from memory if it is there, and notes if it is not.
+    fn read<'a>(
+        &self,
+        read: impl Fn(ReadOptions) -> Result<Option<DBPinnableSlice<'a>>, rocksdb::Error>,
+    ) -> Result<Option<Bytes>, StoreError> {
+        let found = match read(in_memory()) {
+            Err(error) if error.kind() == ErrorKind::Incomplete => {
+                self.missed();
+                read(ReadOptions::default())
+            }
+            found => found,
+        };
+        Ok(found.map_err(|e| failure("a read", &e))?.map(|value| Bytes::copy_from_slice(&value)))
+    }
+}
+
+/// A read ends with [`ErrorKind::Incomplete`] instead of going to the disk.
+fn in_memory() -> ReadOptions {
+    let mut options = ReadOptions::default();
+    options.set_read_tier(ReadTier::BlockCache);
+    options
+}
+
 impl View for RocksStore {
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
-        let read = || {
-            let found = self.db.get_pinned_cf(handle(&self.db, family)?, key).map_err(|e| failure("a read", &e))?;
-            Ok(found.map(|value| Bytes::copy_from_slice(&value)))
-        };
+        let handle = handle(&self.db, family)?;
+        let read = || self.cold.read(|options| self.db.get_pinned_cf_opt(handle, key, &options));
         let latest = || self.db.latest_sequence_number();
         if family == Family::Data { self.recent.get(key, None, latest, read) } else { read() }
     }
@@ -216,9 +264,25 @@ impl Store for RocksStore {
         Ok(())
     }
 
+    fn is_cold(&self) -> bool {
+        self.cold.is()
+    }
+
+    fn holds(&self, key: &[u8]) -> bool {
+        let looked = || self.db.get_pinned_cf_opt(handle(&self.db, Family::Data).ok()?, key, &in_memory()).ok();
+        let holds = self.recent.holds(key) || looked().is_some();
+        if holds {
+            self.cold.found()
+        } else {
+            self.cold.missed()
+        }
+        holds
+    }
+
     fn snapshot(&self) -> Arc<dyn Snapshot> {
         let held = Held::new(self.db.clone(), |db| db.snapshot());
-        Arc::new(RocksSnapshot { at: held.borrow_dependent().sequence_number(), held, recent: self.recent.clone() })
+        let at = held.borrow_dependent().sequence_number();
+        Arc::new(RocksSnapshot { held, at, recent: self.recent.clone(), cold: self.cold.clone() })
     }
 
     fn free_space(&self) -> Result<u64, StoreError> {
@@ -290,15 +354,14 @@ struct RocksSnapshot {
     /// The sequence number that it shows.
     at: u64,
     recent: Arc<Recent>,
+    cold: Arc<Cold>,
 }
 
 impl View for RocksSnapshot {
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
         let db = self.held.borrow_owner();
-        let read = || {
-            let found = self.held.borrow_dependent().get_pinned_cf(handle(db, family)?, key);
-            Ok(found.map_err(|e| failure("a read", &e))?.map(|value| Bytes::copy_from_slice(&value)))
-        };
+        let handle = handle(db, family)?;
+        let read = || self.cold.read(|options| self.held.borrow_dependent().get_pinned_cf_opt(handle, key, options));
         let latest = || db.latest_sequence_number();
         if family == Family::Data { self.recent.get(key, Some(self.at), latest, read) } else { read() }
     }
@@ -374,7 +437,7 @@ impl Watermark {
 }
 
 fn open_db(db: &Path, path: &Path, limits: &RocksOptions) -> Result<DB, StoreError> {
-    let cache = Cache::new_hyper_clock_cache((limits.cache_bytes / 2).max(1 << 20), 0);
+    let cache = Cache::new_hyper_clock_cache((limits.cache_bytes / 4).max(1 << 20), 0);
     let families = Family::ALL.map(|f| ColumnFamilyDescriptor::new(f.name(), family_options(f, &cache, limits)));
     DB::open_cf_descriptors(&database_options(limits), db, families).map_err(|e| match e.kind() {
         ErrorKind::IOError if e.as_ref().contains("LOCK") && e.as_ref().contains("lock") => {
@@ -389,6 +452,9 @@ fn open_db(db: &Path, path: &Path, limits: &RocksOptions) -> Result<DB, StoreErr
 
 /// Bytes of table files written per second and core, at most.
 const TABLE_RATE: i64 = 400 << 20;
+/// How often a share of them is given out, in microseconds. A hundred times this is how long what is asked for is watched
+/// before the rate follows it, by a twentieth: it doubles within six seconds.
+const TABLE_PACE_US: i64 = 4_000;
 
 fn database_options(limits: &RocksOptions) -> Options {
     let mut options = Options::default();
@@ -412,7 +478,7 @@ fn database_options(limits: &RocksOptions) -> Options {
     // memtables together, and syncs of the log would wait for the disk and a core meanwhile. What is asked for is
     // followed between this bound and a twentieth of it; flushes go before compactions.
     let cores = thread::available_parallelism().map_or(1, NonZero::get) as i64;
-    options.set_auto_tuned_ratelimiter(cores * TABLE_RATE, 10_000, 10);
+    options.set_auto_tuned_ratelimiter(cores * TABLE_RATE, TABLE_PACE_US, 10);
     options.set_max_manifest_file_size(16 << 20);
     options.set_keep_log_file_num(4);
     options.set_max_log_file_size(4 << 20);
@@ -435,7 +501,8 @@ fn family_options(family: Family, cache: &Cache, limits: &RocksOptions) -> Optio
     let mut options = Options::default();
     options.set_block_based_table_factory(&table);
     options.set_level_compaction_dynamic_level_bytes(true);
-    options.set_max_write_buffer_number(3);
+    // When that many wait to be flushed, writes stop, and with them the engines: there is time for the pace to follow.
+    options.set_max_write_buffer_number(6);
     if family == Family::Data {
         // Most keys that are looked up are not in memory: that is known without a search.
         options.set_memtable_prefix_bloom_ratio(0.1);

@@ -56,6 +56,16 @@ pub trait Store: View + Send + Sync + 'static {
     /// As above; what was written since the last sync may then be there after a restart or not.
     fn sync(&self) -> Result<(), StoreError>;
 
+    /// Whether rows that were asked for lately were not in memory, so that it is worth [`warming`](crate::warm) others.
+    fn is_cold(&self) -> bool {
+        false
+    }
+
+    /// Whether a row of [`Family::Data`], or that there is none, is most likely found without waiting for the disk.
+    fn holds(&self, _key: &[u8]) -> bool {
+        true
+    }
+
     /// The store as it is now.
     fn snapshot(&self) -> Arc<dyn Snapshot>;
 

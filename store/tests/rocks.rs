@@ -17,6 +17,7 @@ use bytes::Bytes;
 use duet_store::{
     Batch, Committer, Family, Level, Store, StoreError, View,
     rocks::{RocksOptions, RocksStore},
+    warm,
 };
 
 fn open(path: &Path) -> Result<RocksStore, StoreError> {
@@ -287,11 +288,37 @@ fn what_is_remembered_is_what_the_store_shows() {
         for n in 0..WRITES {
             let (k, mut batch) = (n % KEYS, Batch::new());
             match n / KEYS % 3 {
-                2 if k % 2 == 1 => batch.delete(Family::Data, key(k).to_vec()),
+                2 if k % 4 == 1 => batch.delete(Family::Data, key(k).to_vec()),
+                2 if k % 4 == 3 => batch.delete_range(Family::Data, key(k).to_vec(), key(k + 1).to_vec()),
                 _ => batch.put(Family::Data, key(k).to_vec(), key(n).to_vec()),
             }
             store.write(batch).unwrap();
         }
         done.store(true, Ordering::Relaxed);
     });
+}
+
+/// Rows on the disk are seen to be there only, are brought into memory, and after that nobody looks any more.
+#[tokio::test]
+async fn rows_are_warmed() {
+    let dir = tempfile::tempdir().unwrap();
+    let key = |n: u32| Bytes::copy_from_slice(&n.to_be_bytes());
+    let store = open(dir.path()).unwrap();
+    let mut batch = Batch::new();
+    for n in 0..500 {
+        batch.put(Family::Data, key(n), vec![n as u8; 1000]);
+    }
+    store.write(batch).unwrap();
+    store.sync().unwrap();
+    assert!(store.holds(&key(0)) && !store.is_cold());
+    drop(store);
+    let store: Arc<dyn Store> = Arc::new(open(dir.path()).unwrap());
+    let warmed = || warm(&store, (0..500).map(key), tokio::time::Instant::now() + Duration::from_secs(60));
+    warmed().await;
+    assert!(!store.holds(&key(7)), "a store that has missed nothing is left alone");
+    assert!(store.is_cold() && store.holds(&Bytes::from_static(b"none")), "that there is none is known in memory");
+    warmed().await;
+    assert!((0..3).all(|_| (0..500).all(|n| store.holds(&key(n)))));
+    assert!(!store.is_cold());
+    assert_eq!(store.snapshot().get(Family::Data, &key(7)).unwrap().unwrap(), vec![7; 1000]);
 }

@@ -11,6 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use duet_proto::NodeId;
+use duet_store::{layout, warm_soon};
 use tokio::{
     sync::mpsc::{self, error::TrySendError},
     time::Instant,
@@ -20,7 +21,7 @@ use super::{
     Driver, Slot, Space,
     wire::{self, Outbox},
 };
-use crate::{Envelope, Message, Metrics, SpaceId};
+use crate::{Envelope, Message, Metrics, SpaceId, message::Written};
 
 /// Who has nothing to say beats as often as this.
 const BEAT: Duration = Duration::from_secs(1);
@@ -132,6 +133,11 @@ impl Driver {
             self.metrics.unknown += 1;
             return;
         };
+        if let Message::Push(push) = &envelope.message {
+            // The step will look at what they replace.
+            let row = |write: &Written| layout::data_key(id.namespace, &write.key);
+            warm_soon(lent.store, push.writes.iter().map(row));
+        }
         let gathers = matches!(&envelope.message, Message::Push(push) if !push.ack);
         let taken = running.hear(from, envelope, size, lent.config);
         if gathers {

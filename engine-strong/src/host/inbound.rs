@@ -2,10 +2,11 @@
 //! raft-rs trusts its caller: it takes impossible indices for bugs of its own, and panics.
 
 use duet_proto::NodeId;
+use duet_store::{layout, warm_soon};
 use raft::eraftpb::{EntryType, Message, MessageType};
 
 use super::group::{Cx, Fault, Group};
-use crate::machine;
+use crate::machine::{self, Command};
 
 /// Why a message was not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +35,7 @@ impl Group {
         if let Err(refusal) = self.check(from, &message)? {
             return Ok(Err(refusal));
         }
+        self.warm(&message, cx);
         let kind = message.msg_type();
         match kind {
             // The last answers to a leader that has just gone to sleep.
@@ -44,6 +46,21 @@ impl Group {
         // An answer from a node that was just removed, or a proposal that cannot be taken: both are as good as lost.
         let _ = self.raw.step(message);
         Ok(Ok(()))
+    }
+
+    /// By the time its entries are committed, the rows that they change should be in memory: applying reads them.
+    fn warm(&self, message: &Message, cx: &Cx<'_>) {
+        if !cx.store.is_cold() {
+            return;
+        }
+        for entry in &message.entries {
+            let commands = Command::decode(&entry.data).unwrap_or_default();
+            let rows = commands.iter().filter_map(|command| match command {
+                Command::Write(write) => Some(write.op.keys().map(|key| layout::data_key(self.id.namespace, key))),
+                _ => None,
+            });
+            warm_soon(cx.store, rows.flatten());
+        }
     }
 
     fn check(&self, from: NodeId, m: &Message) -> Result<Result<(), Refusal>, Fault> {
