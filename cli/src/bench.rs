@@ -51,7 +51,7 @@ async fn measure(client: &Client, verb: &Bench, globals: &Globals) -> Result<Rep
         targets.push(Duet(open(&connect(globals).await?, &verb.namespace, verb.local)?));
     }
     let load = verb.load();
-    if verb.workload.needs_keys() {
+    if verb.workload.needs_keys() && !verb.filled {
         say(format!("writing {} keys …", count(verb.keys)));
         duet_bench::fill(&load, &targets).await?;
     }

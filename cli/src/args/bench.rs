@@ -39,6 +39,9 @@ pub struct Bench {
     /// Bytes of a value
     #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(..=limits::VALUE_MAX as i64))]
     pub value_size: u32,
+    /// The keys are there already: an earlier run wrote them into a namespace that had been created for it
+    #[arg(long)]
+    pub filled: bool,
     /// For how long it measures
     #[arg(long, default_value = "10s", value_parser = duration, value_name = "TIME")]
     pub duration: Duration,
