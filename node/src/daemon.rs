@@ -166,10 +166,10 @@ fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2))
 }
 
-/// An eighth of the memory that there is: in the machine, or for the control group that this process is in.
+/// A quarter of the memory that there is: in the machine, or for the control group that this process is in.
 fn cache_bytes() -> usize {
     let memory = memory().unwrap_or(0);
-    usize::try_from(memory / 8).unwrap_or(usize::MAX).max(LEAST_CACHE)
+    usize::try_from(memory / 4).unwrap_or(usize::MAX).max(LEAST_CACHE)
 }
 
 fn memory() -> Result<u64, sysinfo::Error> {

@@ -211,8 +211,8 @@ pub(super) const KEYS: &[Key] = &[
         "disk.cache_bytes",
         number("bytes", 1 << 20, 1 << 40),
         Absent("1073741824"),
-        "Memory for what was read and written last, half of it for records and half for blocks of the store's tables, \
-         taken as it is needed; without it, an eighth of the machine's or of the control group's",
+        "Memory for what was read and written last, three quarters of it for records and the rest for blocks of the \
+         store's tables, taken as it is needed; without it, a quarter of the machine's or of the control group's",
     ),
     key("log.format", Kind::Choice(&["text", "json"]), Default("text"), "How lines are written to standard error"),
     key("log.level", Kind::Directives, Default("info"), "A level, or directives such as `info,duet_node=debug`"),
