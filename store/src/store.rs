@@ -56,7 +56,7 @@ pub trait Store: View + Send + Sync + 'static {
     /// As above; what was written since the last sync may then be there after a restart or not.
     fn sync(&self) -> Result<(), StoreError>;
 
-    /// Whether rows that were asked for lately were not in memory, so that it is worth [`warming`](crate::warm) others.
+    /// Whether rows that were asked for lately were not in memory, so that it is worth [warming](crate::warm()) others.
     fn is_cold(&self) -> bool {
         false
     }
