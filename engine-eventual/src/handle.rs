@@ -12,7 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use duet_proto::{Answer, Epoch, Error, Mode, NamespaceId, NamespaceName, NamespaceStatus, NodeId, Op, Stamp, Token};
-use duet_store::{Committer, DiskGuard, Store, StoreError, layout, warm};
+use duet_store::{Committer, DiskGuard, Store, StoreError, warm};
 use tokio::{
     sync::{mpsc, oneshot},
     time::Instant,
@@ -326,8 +326,7 @@ impl Handle {
         let window = window.ok_or(Error::NotHere { members: Vec::new() })?;
         call.op.validate(self.value_max)?;
         // A step reads what it replaces, and others wait for it; a get would keep its thread waiting.
-        let rows = call.op.keys().map(|key| layout::data_key(namespace, key));
-        warm(&self.store, rows, deadline).await;
+        warm(&self.store, namespace, call.op.keys(), deadline).await;
         if call.op.is_write() {
             self.write(id, call, deadline).await
         } else {

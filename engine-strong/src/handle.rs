@@ -289,8 +289,7 @@ impl Handle {
         let id = GroupId { namespace, epoch };
         let write = call.op.is_write();
         // The driver reads where everybody waits for it.
-        let rows = call.op.keys().map(|key| layout::data_key(namespace, key));
-        warm(&self.store, rows, deadline).await;
+        warm(&self.store, namespace, call.op.keys(), deadline).await;
         let (reply, answer) = oneshot::channel();
         if self.commands.send(Command::Call { id, call, deadline, reply }).is_err() {
             return Err(Error::Unavailable { node: self.node, why: "the engine has stopped".into() });

@@ -5,35 +5,41 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
+use duet_proto::NamespaceId;
 use tokio::{
     task::JoinSet,
     time::{Instant, timeout_at},
 };
 
-use crate::{Family, Store};
+use crate::{Family, Store, layout};
 
-/// Completes when the rows of [`Family::Data`] are in memory, or at the deadline. Those that are not are read at the same
-/// time, on threads that may wait for the disk.
-pub async fn warm(store: &Arc<dyn Store>, keys: impl IntoIterator<Item = Bytes>, deadline: Instant) {
+/// Completes when the records of a namespace's `keys` are in memory, or at the deadline. Those that are not are read at the
+/// same time, on threads that may wait for the disk.
+pub async fn warm(
+    store: &Arc<dyn Store>,
+    namespace: NamespaceId,
+    keys: impl IntoIterator<Item: AsRef<[u8]>>,
+    deadline: Instant,
+) {
     if store.is_cold() {
-        let mut reads = begin(store, keys);
+        let mut reads = begin(store, namespace, keys);
         let _ = timeout_at(deadline, async { while reads.join_next().await.is_some() {} }).await;
     }
 }
 
-/// Does not wait for them: somebody will read these rows soon.
-pub fn warm_soon(store: &Arc<dyn Store>, keys: impl IntoIterator<Item = Bytes>) {
+/// Does not wait for them: somebody will read these records soon.
+pub fn warm_soon(store: &Arc<dyn Store>, namespace: NamespaceId, keys: impl IntoIterator<Item: AsRef<[u8]>>) {
     if store.is_cold() {
-        begin(store, keys).detach_all();
+        begin(store, namespace, keys).detach_all();
     }
 }
 
-fn begin(store: &Arc<dyn Store>, keys: impl IntoIterator<Item = Bytes>) -> JoinSet<()> {
+fn begin(store: &Arc<dyn Store>, namespace: NamespaceId, keys: impl IntoIterator<Item: AsRef<[u8]>>) -> JoinSet<()> {
     let mut reads = JoinSet::new();
-    for key in keys.into_iter().filter(|key| !store.holds(key)) {
+    let rows = keys.into_iter().map(|key| layout::data_key(namespace, key.as_ref()));
+    for row in rows.filter(|row| !store.holds(row)) {
         let store = store.clone();
-        reads.spawn_blocking(move || drop(store.get(Family::Data, &key)));
+        reads.spawn_blocking(move || drop(store.get(Family::Data, &row)));
     }
     reads
 }

@@ -14,8 +14,9 @@ use std::{
 };
 
 use bytes::Bytes;
+use duet_proto::NamespaceId;
 use duet_store::{
-    Batch, Committer, Family, Level, Store, StoreError, View,
+    Batch, Committer, Family, Level, Store, StoreError, View, layout,
     rocks::{RocksOptions, RocksStore},
     warm,
 };
@@ -302,7 +303,8 @@ fn what_is_remembered_is_what_the_store_shows() {
 #[tokio::test]
 async fn rows_are_warmed() {
     let dir = tempfile::tempdir().unwrap();
-    let key = |n: u32| Bytes::copy_from_slice(&n.to_be_bytes());
+    const SPACE: NamespaceId = NamespaceId(7);
+    let key = |n: u32| layout::data_key(SPACE, &n.to_be_bytes());
     let store = open(dir.path()).unwrap();
     let mut batch = Batch::new();
     for n in 0..500 {
@@ -313,7 +315,8 @@ async fn rows_are_warmed() {
     assert!(store.holds(&key(0)) && !store.is_cold());
     drop(store);
     let store: Arc<dyn Store> = Arc::new(open(dir.path()).unwrap());
-    let warmed = || warm(&store, (0..500).map(key), tokio::time::Instant::now() + Duration::from_secs(60));
+    let numbers = || (0..500).map(u32::to_be_bytes);
+    let warmed = || warm(&store, SPACE, numbers(), tokio::time::Instant::now() + Duration::from_secs(60));
     warmed().await;
     assert!(!store.holds(&key(7)), "a store that has missed nothing is left alone");
     assert!(store.is_cold() && store.holds(&Bytes::from_static(b"none")), "that there is none is known in memory");

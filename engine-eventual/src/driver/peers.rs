@@ -11,7 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use duet_proto::NodeId;
-use duet_store::{layout, warm_soon};
+use duet_store::warm_soon;
 use tokio::{
     sync::mpsc::{self, error::TrySendError},
     time::Instant,
@@ -21,7 +21,7 @@ use super::{
     Driver, Slot, Space,
     wire::{self, Outbox},
 };
-use crate::{Envelope, Message, Metrics, SpaceId, message::Written};
+use crate::{Envelope, Message, Metrics, SpaceId};
 
 /// Who has nothing to say beats as often as this.
 const BEAT: Duration = Duration::from_secs(1);
@@ -135,8 +135,7 @@ impl Driver {
         };
         if let Message::Push(push) = &envelope.message {
             // The step will look at what they replace.
-            let row = |write: &Written| layout::data_key(id.namespace, &write.key);
-            warm_soon(lent.store, push.writes.iter().map(row));
+            warm_soon(lent.store, id.namespace, push.writes.iter().map(|write| &write.key));
         }
         let gathers = matches!(&envelope.message, Message::Push(push) if !push.ack);
         let taken = running.hear(from, envelope, size, lent.config);

@@ -2,7 +2,7 @@
 //! raft-rs trusts its caller: it takes impossible indices for bugs of its own, and panics.
 
 use duet_proto::NodeId;
-use duet_store::{layout, warm_soon};
+use duet_store::warm_soon;
 use raft::eraftpb::{EntryType, Message, MessageType};
 
 use super::group::{Cx, Fault, Group};
@@ -50,17 +50,12 @@ impl Group {
 
     /// By the time its entries are committed, the rows that they change should be in memory: applying reads them.
     fn warm(&self, message: &Message, cx: &Cx<'_>) {
-        if !cx.store.is_cold() {
-            return;
-        }
-        for entry in &message.entries {
-            let commands = Command::decode(&entry.data).unwrap_or_default();
-            let rows = commands.iter().filter_map(|command| match command {
-                Command::Write(write) => Some(write.op.keys().map(|key| layout::data_key(self.id.namespace, key))),
-                _ => None,
-            });
-            warm_soon(cx.store, rows.flatten());
-        }
+        let commands = message.entries.iter().flat_map(|entry| Command::decode(&entry.data).unwrap_or_default());
+        let keys = commands.flat_map(|command| match command {
+            Command::Write(write) => write.op.keys().cloned().collect(),
+            _ => Vec::new(),
+        });
+        warm_soon(cx.store, self.id.namespace, keys);
     }
 
     fn check(&self, from: NodeId, m: &Message) -> Result<Result<(), Refusal>, Fault> {
