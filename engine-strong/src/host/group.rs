@@ -292,6 +292,7 @@ impl Group {
             for read in self.reads.ready(self.applied()) {
                 self.serve(cx, read);
             }
+            self.tell_held(cx);
             let mut cut = Batch::new();
             self.raw.mut_store().compact(&mut cut);
             cx.batch.append(cut);

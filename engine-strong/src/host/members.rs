@@ -143,6 +143,27 @@ impl Group {
         }
     }
 
+    /// Tells the members what all of them have, one that is away included: only for such a one it is kept.
+    pub(super) fn tell_held(&mut self, cx: &mut Cx<'_>) {
+        if !self.is_leader() {
+            return;
+        }
+        let matched = self.raw.raft.prs().iter().map(|(_, progress)| progress.matched).min().unwrap_or(0);
+        let Some(index) = self.raw.store().newly_held(matched) else { return };
+        self.raw.mut_store().hold(index);
+        let term = self.raw.raft.term;
+        for node in self.members().filter(|node| *node != self.me) {
+            cx.out.push(node, self.id, &Item::Held { term, index });
+        }
+    }
+
+    /// The leader says what every member has.
+    pub(crate) fn told_held(&mut self, from: NodeId, term: u64, index: u64) {
+        if self.raw.raft.term == term && self.leader() == Some(from) {
+            self.raw.mut_store().hold(index);
+        }
+    }
+
     /// The group goes to sleep when it has been quiet for long and every member that lives has everything: from then
     /// on the beats of the nodes stand for its heartbeats.
     pub(super) fn fall_asleep(&mut self, cx: &mut Cx<'_>) {

@@ -320,6 +320,10 @@ impl Host {
                     group.wake(cx, false);
                     Ok(Ok(()))
                 }
+                Item::Held { term, index } => {
+                    group.told_held(from, term, index);
+                    Ok(Ok(()))
+                }
             });
             match taken {
                 Some(Ok(())) => {

@@ -7,7 +7,7 @@
 //! | --- | --- |
 //! | 8 | namespace |
 //! | 4 | epoch |
-//! | 1 | kind: 1 a message of raft-rs (protobuf); 2 fall asleep; 3 wake up |
+//! | 1 | kind: 1 a message of raft-rs (protobuf); 2 fall asleep; 3 wake up; 4 held by every member |
 //! | 4 | length of the rest |
 //!
 //! On the bulk lane every message is one [`Bulk`], a version byte and postcard.
@@ -30,6 +30,7 @@ const HEADER: usize = 17;
 const RAFT: u8 = 1;
 const SLEEP: u8 = 2;
 const WAKE: u8 = 3;
+const HELD: u8 = 4;
 
 /// A frame is closed once it is this long; one item always fits.
 const FRAME_BYTES: usize = 4 << 20;
@@ -43,6 +44,8 @@ pub(crate) enum Item {
     Sleep { term: u64, last: u64 },
     /// A follower's, to a leader that may sleep.
     Wake,
+    /// The leader's: every member has the log durably up to `index`, so it can be cut there.
+    Held { term: u64, index: u64 },
 }
 
 /// Messages to peers, on their way into as few frames as possible.
@@ -69,11 +72,11 @@ impl Outbox {
                 // Only a full buffer could fail, and this one grows.
                 let _ = message.encode(frame);
             }
-            Item::Sleep { term, last } => {
-                frame.put_u8(SLEEP);
+            Item::Sleep { term, last: index } | Item::Held { term, index } => {
+                frame.put_u8(if matches!(item, Item::Sleep { .. }) { SLEEP } else { HELD });
                 frame.put_u32_le(16);
                 frame.put_u64_le(*term);
-                frame.put_u64_le(*last);
+                frame.put_u64_le(*index);
             }
             Item::Wake => {
                 frame.put_u8(WAKE);
@@ -138,6 +141,7 @@ pub(crate) fn read(mut frame: Bytes) -> Result<Vec<(GroupId, Item)>, Error> {
             (RAFT, _) => Item::Raft(Box::new(Message::decode(body).map_err(|e| malformed(&e.to_string()))?)),
             (SLEEP, 16) => Item::Sleep { term: body.get_u64_le(), last: body.get_u64_le() },
             (WAKE, 0) => Item::Wake,
+            (HELD, 16) => Item::Held { term: body.get_u64_le(), index: body.get_u64_le() },
             _ => return Err(malformed("an unknown item")),
         };
         items.push((group, item));
@@ -210,6 +214,7 @@ mod tests {
             Item::Wake,
             Item::Raft(Box::new(append)),
             Item::Sleep { term: 4, last: 5 },
+            Item::Held { term: 4, index: 3 },
         ];
         for item in &items {
             outbox.push(NodeId(2), ID, item);

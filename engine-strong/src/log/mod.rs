@@ -30,8 +30,8 @@ use raft::{
 pub(crate) use self::rows::{Row, decode_conf, stored_conf};
 use crate::GroupId;
 
-/// Bytes of log after which a new piece is counted; the grain in which the log is cut by size.
-const PIECE_BYTES: u64 = 256 << 10;
+/// Bytes of log after which a new piece is counted; the grain in which the log is cut.
+const PIECE_BYTES: u64 = if cfg!(test) { 400 } else { 256 << 10 };
 
 /// A place in a log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,7 +44,7 @@ pub(crate) struct Place {
 /// that joins differs from one that was founded and gets a snapshot.
 pub(crate) const FOUNDED: Place = Place { index: 1, term: 1 };
 
-/// How much of the log is kept.
+/// How much of the log is kept for followers that lack it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Keep {
     pub(crate) entries: u64,
@@ -64,6 +64,8 @@ pub(crate) struct Log {
     pub(crate) conf: ConfState,
     /// What has been applied: a snapshot would be of this.
     pub(crate) applied: Place,
+    /// Up to here every member has the log durably, as the leader says: nobody will ask for that again.
+    held: u64,
     base: Place,
     last: u64,
     durable: u64,
@@ -101,6 +103,7 @@ impl Log {
             hard,
             conf,
             applied: base,
+            held: 0,
             base,
             last: base.index,
             durable: base.index,
@@ -211,7 +214,19 @@ impl Log {
         *self = fresh;
     }
 
-    /// Cuts what is longer behind the applied position than is to be kept.
+    /// The end of the last whole piece that lies within what every member has, if that is more than was known.
+    pub(crate) fn newly_held(&self, matched: u64) -> Option<u64> {
+        let whole = self.pieces.iter().take_while(|(last, size)| *last <= matched && *size >= PIECE_BYTES);
+        whole.last().map(|(last, _)| *last).filter(|last| *last > self.held)
+    }
+
+    /// Every member has the log up to here.
+    pub(crate) fn hold(&mut self, held: u64) {
+        self.held = self.held.max(held);
+    }
+
+    /// Cuts what every member has, and what is longer behind the applied position than is to be kept for those that
+    /// lack it.
     pub(crate) fn compact(&mut self, batch: &mut Batch) {
         let durable = self.applied.index.min(self.durable);
         let mut to = self.base.index;
@@ -221,7 +236,8 @@ impl Log {
         }
         let mut bytes = self.bytes;
         for (last, size) in &self.pieces {
-            if bytes <= self.keep.bytes || *last > durable {
+            let held = *last <= self.held && *size >= PIECE_BYTES;
+            if *last > durable || !held && bytes <= self.keep.bytes {
                 break;
             }
             bytes -= size;

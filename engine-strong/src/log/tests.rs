@@ -29,15 +29,22 @@ fn create(store: &Arc<MemoryStore>) -> Log {
 proptest! {
     /// Appending, overwriting, compacting and reopening against a plain list.
     #[test]
-    fn behaves_as_a_list(steps in prop::collection::vec((0u64..12, 1u64..6, 0u64..4), 1..60)) {
+    fn behaves_as_a_list(steps in prop::collection::vec((0u64..12, 1u64..6, 0u64..5), 1..60)) {
         let store = MemoryStore::new();
         let mut log = create(&store);
         let mut model: Vec<(u64, u64)> = vec![(1, 1)];
         let mut term = 1;
         for (back, count, action) in steps {
             let mut batch = Batch::new();
-            if action == 3 {
+            if action >= 3 {
+                // What every member has goes at once, in whole pieces, but nothing that is not applied here.
+                let whole = log.newly_held(log.last() - back.min(log.last() - 1)).filter(|_| action == 4);
+                log.hold(whole.unwrap_or(0));
                 log.compact(&mut batch);
+                prop_assert!(log.first() <= log.applied.index + 1);
+                let held = log.held.min(log.applied.index);
+                let mut kept = log.pieces.iter().filter(|(last, size)| *last > log.base.index && *size >= PIECE_BYTES);
+                prop_assert!(kept.all(|(last, _)| *last > held));
             } else {
                 term += u64::from(action == 2);
                 let from = (log.last() + 1 - back.min(log.last() - log.applied.index)).max(log.applied.index + 1);

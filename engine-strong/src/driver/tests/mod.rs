@@ -9,7 +9,7 @@ use duet_proto::{
     Answer, Boot, Consistency, Epoch, Expect, GroupRole, KeyRange, Mutation, NamespaceId, NamespaceName, Op, Outcome,
     QuorumHealth, ScanLimit, SessionId, Stamp, Try,
 };
-use duet_store::{Family, WallClock, layout, memory::MemoryStore};
+use duet_store::{Family, View, WallClock, layout, memory::MemoryStore};
 
 use super::*;
 use crate::{Call, GroupSpec};

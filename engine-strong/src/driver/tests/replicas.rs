@@ -49,6 +49,37 @@ async fn a_follower_catches_up_by_the_log() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_log_goes_when_every_member_has_it_and_stays_for_one_that_lacks_it() {
+    let (mut cluster, leader) = three(|_| {}).await;
+    let [a, b] = others(leader);
+    let rows =
+        |cluster: &Cluster, id: u32| cluster.nodes[&id].store.scan(Family::RaftLog, &[], None).unwrap().count();
+    for i in 0..100 {
+        cluster.put(leader, &format!("k{i}"), vec![b'x'; 500]).await.unwrap();
+    }
+    cluster.settle(&[1, 2, 3]).await;
+    for id in 1..=3 {
+        assert!(rows(&cluster, id) <= 3, "node {id} keeps {} entries that every member has", rows(&cluster, id));
+    }
+    let disk = cluster.crash(a, 1);
+    for i in 0..100 {
+        cluster.put(leader, &format!("k{i}"), vec![b'y'; 500]).await.unwrap();
+    }
+    cluster.settle(&[leader, b]).await;
+    for id in [leader, b] {
+        assert!(rows(&cluster, id) >= 100, "node {id} keeps only {} entries", rows(&cluster, id));
+    }
+    cluster.restart(a, disk);
+    cluster.settle(&[1, 2, 3]).await;
+    assert_eq!(cluster.handle(a).metrics().snapshots_installed, 0);
+    cluster.put(leader, "last", "z").await.unwrap();
+    cluster.settle(&[1, 2, 3]).await;
+    for id in 1..=3 {
+        assert!(rows(&cluster, id) <= 3, "node {id} keeps {} entries", rows(&cluster, id));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_follower_that_fell_behind_gets_a_snapshot_while_the_group_goes_on() {
     let (mut cluster, leader) = three(small).await;
     let [a, b] = others(leader);
@@ -203,8 +234,9 @@ async fn damage_stops_one_replica_and_no_other() {
         cluster.put(leader, &format!("k{i}"), "v").await.unwrap();
     }
     cluster.settle(&[1, 2, 3]).await;
+    let last = cluster.handle(a).status(NS).await.unwrap().last;
     let disk = cluster.crash(a, 1);
-    assert!(disk.0.damage(Family::RaftLog, &layout::log_key(NS, E1, 10)));
+    assert!(disk.0.damage(Family::RaftLog, &layout::log_key(NS, E1, last)));
     cluster.restart(a, disk);
     let status = cluster.handle(a).status(NS).await.unwrap();
     assert_eq!(status.role, GroupRole::Failed);
