@@ -44,7 +44,8 @@ pub struct RocksOptions {
     pub cache_bytes: usize,
     /// Memory for what is not in table files yet, all families together, in bytes. 64 MiB; from 4 MiB.
     pub memtable_bytes: usize,
-    /// Log kept before memtables are flushed to let go of it, in bytes. 128 MiB. It bounds the time to recover.
+    /// Log kept before memtables are flushed to let go of it, in bytes. 24 MiB, about what fills a memtable of records. It
+    /// bounds the time to recover, and how much memory the log's files, which are written again and again, go through.
     pub wal_bytes: u64,
     /// Threads that flush and compact. 2; from 1.
     pub background_jobs: i32,
@@ -52,9 +53,12 @@ pub struct RocksOptions {
 
 impl Default for RocksOptions {
     fn default() -> RocksOptions {
-        RocksOptions { cache_bytes: 128 << 20, memtable_bytes: 64 << 20, wal_bytes: 128 << 20, background_jobs: 2 }
+        RocksOptions { cache_bytes: 128 << 20, memtable_bytes: 64 << 20, wal_bytes: 24 << 20, background_jobs: 2 }
     }
 }
+
+/// What an edit takes in a batch of RocksDB's beside key and value: its kind, its family and two lengths.
+const EDIT_BYTES: usize = 12;
 
 /// The store of the daemon.
 pub struct RocksStore {
@@ -233,7 +237,7 @@ impl Store for RocksStore {
     fn write(&self, batch: Batch) -> Result<(), StoreError> {
         self.healthy()?;
         let bytes = batch.bytes() as u64;
-        let mut raw = WriteBatch::default();
+        let mut raw = WriteBatch::with_capacity_bytes(batch.bytes() + batch.edits().len() * EDIT_BYTES);
         for edit in batch.edits() {
             match edit {
                 Edit::Put(family, key, value) => raw.put_cf(handle(&self.db, *family)?, key, value),
