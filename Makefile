@@ -16,7 +16,7 @@ DIR ?= $(CURDIR)/.playground
 BENCH ?= $(CARGO_TARGET_DIR)/bench
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build release demo playground test check fix man deb deb-test run-tests sim model figures bench-switch bench-build bench-etcd bench-redis bench-scale soak clean-playground
+.PHONY: help deps build release demo playground test check fix man deb deb-test run-tests sim model figures bench-switch bench-build bench-etcd bench-redis bench-scale bench-floor soak clean-playground
 
 help: ## lists the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -107,6 +107,9 @@ bench-redis: bench-build ## the same before Duet and redis, plain and over TLS
 
 bench-scale: bench-build ## ten million records beside a hundred thousand, a hundred namespaces beside one: RECORDS=10000000
 	$(BESIDE) $(CARGO_TARGET_DIR)/release/bench-scale $(ASKED)
+
+bench-floor: bench-build ## what one client's request costs this machine in messages and syncs alone: BENCH=folder
+	$(CARGO_TARGET_DIR)/release/bench-floor $(BENCH)
 
 clean-playground: ## removes the playground's directory
 	rm -rf $(DIR)
