@@ -27,7 +27,9 @@ pub struct Config {
     pub quiet_after: Duration,
     /// Largest value, in bytes. Default 1 MiB.
     pub value_max: usize,
-    /// Log entries that are kept behind the applied position for followers that are slow; a snapshot otherwise.
+    /// Bytes of log that are cut at once when every member has them. Default 256 KiB.
+    pub piece_bytes: u64,
+    /// Log entries that are kept behind the applied position for followers that lack them; a snapshot otherwise.
     /// Default 50,000.
     pub keep_entries: u64,
     /// Bytes of log that are kept behind the applied position, on disk. Default 64 MiB.
@@ -57,6 +59,7 @@ impl Config {
             no_quorum_after: Duration::from_millis(1500),
             quiet_after: Duration::from_secs(3),
             value_max: limits::VALUE_DEFAULT,
+            piece_bytes: 256 << 10,
             keep_entries: 50_000,
             keep_bytes: 64 << 20,
             tail_bytes: 4 << 20,

@@ -215,6 +215,7 @@ async fn serve(config: Resolved, again: &Reload, opened: &mut Option<Arc<dyn Sto
         wall: Arc::new(SystemClock),
         tls,
         seed: None,
+        log_piece_bytes: None,
         #[cfg(feature = "planted")]
         planted: None,
     };

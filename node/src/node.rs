@@ -54,6 +54,9 @@ pub struct Parts {
     pub tls: Tls,
     /// Where everything random comes from, another one for each start; `None`: from the system.
     pub seed: Option<u64>,
+    /// Bytes of log that are cut at once when every member has them; `None`: as usual, which is more than a simulation
+    /// writes.
+    pub log_piece_bytes: Option<u64>,
     /// A bug that the simulation's checkers must find.
     #[cfg(feature = "planted")]
     pub planted: Option<crate::Planted>,
@@ -111,10 +114,11 @@ impl Node {
     /// # Errors
     /// [`StartError`]; nothing is left running then.
     pub async fn start(config: Resolved, parts: Parts) -> Result<Node, StartError> {
-        let Parts { store, committer, network, wall, tls, seed, .. } = parts;
+        let Parts { store, committer, network, wall, tls, seed, log_piece_bytes, .. } = parts;
         let identity = NodeIdentity { cluster: config.cluster.clone(), node: config.node };
         let boot = open_node(&*store, &identity)?;
-        let settings = Settings::new(&config, boot, seed);
+        let mut settings = Settings::new(&config, boot, seed);
+        settings.strong.piece_bytes = log_piece_bytes.unwrap_or(settings.strong.piece_bytes);
         #[cfg(feature = "planted")]
         let settings = settings.plant(parts.planted);
         let clock = HybridClock::open(store.clone(), wall, config.timing.clock_drift_ms)?;

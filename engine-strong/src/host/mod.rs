@@ -128,8 +128,8 @@ impl Host {
     }
 
     fn keep(&self) -> Keep {
-        let Config { keep_entries, keep_bytes, tail_bytes, .. } = self.config;
-        Keep { entries: keep_entries, bytes: keep_bytes, tail_bytes }
+        let Config { keep_entries, keep_bytes, piece_bytes, tail_bytes, .. } = self.config;
+        Keep { entries: keep_entries, bytes: keep_bytes, piece_bytes, tail_bytes }
     }
 
     fn reopen(&self, id: GroupId, name: NamespaceName, now: Instant) -> Result<Group, Fault> {

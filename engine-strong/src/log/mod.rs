@@ -30,9 +30,6 @@ use raft::{
 pub(crate) use self::rows::{Row, decode_conf, stored_conf};
 use crate::GroupId;
 
-/// Bytes of log after which a new piece is counted; the grain in which the log is cut.
-const PIECE_BYTES: u64 = if cfg!(test) { 400 } else { 256 << 10 };
-
 /// A place in a log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Place {
@@ -49,6 +46,8 @@ pub(crate) const FOUNDED: Place = Place { index: 1, term: 1 };
 pub(crate) struct Keep {
     pub(crate) entries: u64,
     pub(crate) bytes: u64,
+    /// Bytes of log after which a new piece is counted; the grain in which it is cut.
+    pub(crate) piece_bytes: u64,
     pub(crate) tail_bytes: usize,
 }
 
@@ -216,7 +215,7 @@ impl Log {
 
     /// The end of the last whole piece that lies within what every member has, if that is more than was known.
     pub(crate) fn newly_held(&self, matched: u64) -> Option<u64> {
-        let whole = self.pieces.iter().take_while(|(last, size)| *last <= matched && *size >= PIECE_BYTES);
+        let whole = self.pieces.iter().take_while(|(last, size)| *last <= matched && *size >= self.keep.piece_bytes);
         whole.last().map(|(last, _)| *last).filter(|last| *last > self.held)
     }
 
@@ -236,7 +235,7 @@ impl Log {
         }
         let mut bytes = self.bytes;
         for (last, size) in &self.pieces {
-            let held = *last <= self.held && *size >= PIECE_BYTES;
+            let held = *last <= self.held && *size >= self.keep.piece_bytes;
             if *last > durable || !held && bytes <= self.keep.bytes {
                 break;
             }
@@ -264,7 +263,7 @@ impl Log {
         if self.terms.back().is_none_or(|run| run.term != entry.term) {
             self.terms.push_back(Place { index: entry.index, term: entry.term });
         }
-        match self.pieces.back_mut().filter(|(_, bytes)| *bytes < PIECE_BYTES) {
+        match self.pieces.back_mut().filter(|(_, bytes)| *bytes < self.keep.piece_bytes) {
             Some((last, bytes)) => (*last, *bytes) = (entry.index, *bytes + size as u64),
             None => self.pieces.push_back((entry.index, size as u64)),
         }

@@ -6,7 +6,7 @@ use raft::Storage;
 use super::*;
 
 const ID: GroupId = GroupId { namespace: NamespaceId(7), epoch: Epoch(1) };
-const KEEP: Keep = Keep { entries: 20, bytes: 4 << 10, tail_bytes: 256 };
+const KEEP: Keep = Keep { entries: 20, bytes: 4 << 10, piece_bytes: 400, tail_bytes: 256 };
 
 fn entries(from: u64, count: u64, term: u64) -> Vec<Entry> {
     let entry = |index| Entry { index, term, data: vec![index as u8; 30], ..Entry::default() };
@@ -43,7 +43,7 @@ proptest! {
                 log.compact(&mut batch);
                 prop_assert!(log.first() <= log.applied.index + 1);
                 let held = log.held.min(log.applied.index);
-                let mut kept = log.pieces.iter().filter(|(last, size)| *last > log.base.index && *size >= PIECE_BYTES);
+                let mut kept = log.pieces.iter().filter(|(last, size)| *last > log.base.index && *size >= KEEP.piece_bytes);
                 prop_assert!(kept.all(|(last, _)| *last > held));
             } else {
                 term += u64::from(action == 2);

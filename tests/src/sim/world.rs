@@ -190,6 +190,7 @@ impl World {
             wall: machine.clock.clone(),
             tls: machine.tls.clone(),
             seed: Some(seed),
+            log_piece_bytes: Some(1 << 10),
             #[cfg(feature = "planted")]
             planted: self.planted.map(|bug| match bug {
                 Bug::Strong(bug) => bug.into(),

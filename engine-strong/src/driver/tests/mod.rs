@@ -88,6 +88,7 @@ impl Cluster {
         tokio::spawn(carry(id, false, raft, self.cuts.clone(), self.inlets.clone()));
         tokio::spawn(carry(id, true, bulk, self.cuts.clone(), self.inlets.clone()));
         let mut config = Config::new(NodeId(id), Boot(boot));
+        config.piece_bytes = 400;
         (self.configure)(&mut config);
         let committer = Committer::start_task(store.clone(), Duration::from_micros(300));
         let clock = HybridClock::open(store.clone(), Arc::new(Wall), 500).unwrap();
