@@ -5,7 +5,7 @@
 //! core: each request is measured with all of it on one core, and with the leader apart from the others.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io,
     net::{Ipv4Addr, SocketAddr, UdpSocket},
     os::unix::fs::FileExt,
@@ -154,11 +154,10 @@ fn pin(core: usize) -> Result<()> {
 fn start(
     me: usize,
     core: usize,
-    peers: Vec<Peer>,
+    [peer, told]: [Peer; 2],
     request: Request,
     folder: &Path,
 ) -> Result<Vec<JoinHandle<Result<()>>>> {
-    let [peer, told] = <[Peer; 2]>::try_from(peers).map_err(|_| anyhow::anyhow!("two sockets a node"))?;
     let file = tempfile::tempfile_in(folder)?;
     let piece = vec![0; 1 << 20];
     (0..FILE).step_by(piece.len()).try_for_each(|at| file.write_all_at(&piece, at))?;
@@ -184,7 +183,7 @@ fn measure(request: Request, other: usize, args: &Args) -> Result<Histogram<u64>
     for me in [LEADER, FOLLOWERS[0], FOLLOWERS[1]] {
         let own = sockets.next().context("a socket for each")?;
         let peers = [own, socket()?].map(|socket| Peer { socket, all: all.clone() });
-        threads.extend(start(me, if me == LEADER { 0 } else { other }, peers.into(), request, &args.folder)?);
+        threads.extend(start(me, if me == LEADER { 0 } else { other }, peers, request, &args.folder)?);
     }
     let client = Peer { socket: sockets.next().context("a socket for each")?, all };
     pin(other)?;
@@ -204,6 +203,7 @@ fn measure(request: Request, other: usize, args: &Args) -> Result<Histogram<u64>
 
 fn main() -> Result<()> {
     let args = Args::parse();
+    fs::create_dir_all(&args.folder)?;
     let last = thread::available_parallelism()?.get() - 1;
     for (name, request) in Request::ALL {
         for (place, other) in [("one core", 0), ("two cores", last)] {
