@@ -151,9 +151,13 @@ impl Group {
         let matched = self.raw.raft.prs().iter().map(|(_, progress)| progress.matched).min().unwrap_or(0);
         let Some(index) = self.raw.store().newly_held(matched) else { return };
         self.raw.mut_store().hold(index);
-        let term = self.raw.raft.term;
-        for node in self.members().filter(|node| *node != self.me) {
-            cx.out.push(node, self.id, &Item::Held { term, index });
+        self.tell_members(&Item::Held { term: self.raw.raft.term, index }, cx);
+    }
+
+    fn tell_members(&self, item: &Item, cx: &mut Cx<'_>) {
+        let members: BTreeSet<NodeId> = self.members().filter(|node| *node != self.me).collect();
+        for node in members {
+            cx.out.push(node, self.id, item);
         }
     }
 
@@ -184,10 +188,7 @@ impl Group {
             });
         if done {
             self.asleep = true;
-            let members: BTreeSet<NodeId> = self.members().filter(|node| *node != self.me).collect();
-            for node in members {
-                cx.out.push(node, self.id, &Item::Sleep { term: self.raw.raft.term, last });
-            }
+            self.tell_members(&Item::Sleep { term: self.raw.raft.term, last }, cx);
         }
     }
 

@@ -213,10 +213,15 @@ impl Log {
         *self = fresh;
     }
 
-    /// The end of the last whole piece that lies within what every member has, if that is more than was known.
+    /// The end of the last whole piece up to `index`; 0 if there is none.
+    fn whole_until(&self, index: u64) -> u64 {
+        let whole = self.pieces.iter().take_while(|(last, size)| *last <= index && *size >= self.keep.piece_bytes);
+        whole.last().map_or(0, |(last, _)| *last)
+    }
+
+    /// Where the log can be cut if every member has it up to `matched`, if that is further than was known.
     pub(crate) fn newly_held(&self, matched: u64) -> Option<u64> {
-        let whole = self.pieces.iter().take_while(|(last, size)| *last <= matched && *size >= self.keep.piece_bytes);
-        whole.last().map(|(last, _)| *last).filter(|last| *last > self.held)
+        Some(self.whole_until(matched)).filter(|end| *end > self.held)
     }
 
     /// Every member has the log up to here.
@@ -228,15 +233,14 @@ impl Log {
     /// lack it.
     pub(crate) fn compact(&mut self, batch: &mut Batch) {
         let durable = self.applied.index.min(self.durable);
-        let mut to = self.base.index;
+        let mut to = self.whole_until(self.held.min(durable)).max(self.base.index);
         if durable.saturating_sub(self.base.index) > self.keep.entries {
             // Half of it at once: cutting is a range delete, and should be rare.
-            to = durable - self.keep.entries / 2;
+            to = to.max(durable - self.keep.entries / 2);
         }
         let mut bytes = self.bytes;
         for (last, size) in &self.pieces {
-            let held = *last <= self.held && *size >= self.keep.piece_bytes;
-            if *last > durable || !held && bytes <= self.keep.bytes {
+            if bytes <= self.keep.bytes || *last > durable {
                 break;
             }
             bytes -= size;
