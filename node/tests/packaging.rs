@@ -70,6 +70,8 @@ fn nothing_missing_says_nothing() {
 #[test]
 fn without_root_what_is_missing_is_named() {
     let machine = Machine::with(&["cc", "make"], 1000);
+    fs::create_dir(machine.0.path().join("llvm")).unwrap();
+    fs::write(machine.0.path().join("llvm/libclang-cpp.so.14"), "").unwrap();
     machine.apt("exit 9");
     let output = machine.deps();
     assert_eq!(output.status.code(), Some(1));
