@@ -233,6 +233,7 @@ async fn serve(config: Resolved, again: &Reload, opened: &mut Option<Arc<dyn Sto
     let ended = supervise(&node, &mut signals, again, &mut rotation).await;
     systemd::stopping(stop + CLOSE);
     drop(stop_http);
+    again.level.tell_left_out();
     if let Err(why) = ended {
         node.kill();
         return Err(Failure::Failed(why));
@@ -296,6 +297,7 @@ async fn supervise(
                 let due = look <= Instant::now();
                 if due {
                     rotation.look(node);
+                    again.level.tell_left_out();
                     look = Instant::now() + rotate::LOOK;
                 }
                 if changed || due {

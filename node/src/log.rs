@@ -22,20 +22,31 @@ use tracing_subscriber::{
 
 use crate::config::Log;
 
+mod spate;
+
 /// Changes what is logged while the process runs.
-pub struct Level(reload::Handle<EnvFilter, Registry>);
+pub struct Level {
+    filter: reload::Handle<EnvFilter, Registry>,
+    spate: spate::Spate,
+}
 
 impl Level {
     /// From now on these directives hold.
     pub fn set(&self, directives: &str) {
-        if let Err(error) = self.0.reload(EnvFilter::new(directives)) {
+        if let Err(error) = self.filter.reload(EnvFilter::new(directives)) {
             tracing::error!(%error, "the log's level could not be changed");
         }
+    }
+
+    /// Says in the log which lines came too often since the last time, and how many were left out.
+    pub fn tell_left_out(&self) {
+        self.spate.tell();
     }
 }
 
 /// Directs the process's `tracing` events to standard error. Once per process; a second call changes nothing.
 pub fn install(config: &Log) -> Level {
+    let spate = spate::Spate::default();
     let (filter, handle) = reload::Layer::new(EnvFilter::new(&config.level));
     let layer = fmt::layer().with_writer(io::stderr);
     let lines = match (config.json, to_journal()) {
@@ -47,10 +58,10 @@ pub fn install(config: &Log) -> Level {
             layer.fmt_fields(JsonFields::new()).event_format(Ranked(format)).boxed()
         }
     };
-    if tracing_subscriber::registry().with(filter).with(lines).try_init().is_err() {
+    if tracing_subscriber::registry().with(filter).with(spate.clone()).with(lines).try_init().is_err() {
         tracing::debug!("a tracing subscriber is installed already");
     }
-    Level(handle)
+    Level { filter: handle, spate }
 }
 
 /// What an error's line begins with before there is a log.

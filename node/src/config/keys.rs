@@ -130,7 +130,11 @@ pub(super) const SECTIONS: &[(&str, &str)] = &[
     ("tls", "Certificates: `duet pki init` and `duet pki issue` make them"),
     ("limits", "What a client may ask for"),
     ("disk", "The disk and the store"),
-    ("log", "The log, on standard error, where journald takes it from. The level changes on a reload"),
+    (
+        "log",
+        "The log, on standard error, where journald takes it from. The level changes on a reload. Of a line that comes \
+         more than 20 times in 10 s the rest is left out, and another says how many",
+    ),
     ("timing", "Times. Those of the engines should be the same on every node of a cluster"),
 ];
 
