@@ -40,7 +40,7 @@ check: deps ## formatting, lints, documentation, licences; writes nothing into t
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --all-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
-	@if cargo deny --version >/dev/null 2>&1; then cargo deny --offline check bans licenses sources; \
+	@if cargo deny --version >/dev/null 2>&1; then cargo deny check bans licenses sources; \
 	 else echo "cargo-deny is not installed: licences and sources are not checked"; fi
 	@if command -v promtool >/dev/null 2>&1; then cd packaging/prometheus && promtool check rules duet.rules.yml && promtool test rules duet.rules.test.yml; \
 	 else echo "promtool is not installed: the alerts are not tested"; fi
