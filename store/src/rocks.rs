@@ -492,6 +492,7 @@ fn database_options(limits: &RocksOptions) -> Options {
 }
 
 fn family_options(family: Family, cache: &Cache, limits: &RocksOptions) -> Options {
+    use DBCompressionType::{Lz4, None as Uncompressed};
     let mut table = BlockBasedOptions::default();
     table.set_block_cache(cache);
     table.set_cache_index_and_filter_blocks(true);
@@ -520,9 +521,10 @@ fn family_options(family: Family, cache: &Cache, limits: &RocksOptions) -> Optio
     };
     options.set_write_buffer_size(share.max(1 << 20));
     options.set_target_file_size_base(32 << 20);
-    // Entries of the log are deleted soon; compressing them first would be work for nothing.
-    let lz4 = matches!(family, Family::Data | Family::Origin);
-    options.set_compression_type(if lz4 { DBCompressionType::Lz4 } else { DBCompressionType::None });
+    // Entries of the log are deleted soon, and tables of the upper levels are merged soon: compressing them first would be
+    // work for nothing. Most of what is kept for long lies below.
+    let lower = if matches!(family, Family::Data | Family::Origin) { Lz4 } else { Uncompressed };
+    options.set_compression_per_level(&[Uncompressed, Uncompressed, lower, lower, lower, lower, lower]);
     options
 }
 
