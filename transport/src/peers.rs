@@ -4,7 +4,9 @@
 //! for later: the engines send again what still matters, and a stale heartbeat helps nobody.
 //!
 //! Either side may call. The one with the higher id waits a moment before it does, so that as a rule the lower one's
-//! call comes up and there is one connection; should both come up, each side sends on the newer and listens on both.
+//! call comes up and there is one connection; should both come up, each side sends on the newer and listens on both. Where the
+//! calls crossed, the sides would not agree which that is, and every acknowledgement would be a packet of its own: the
+//! lower one's is kept.
 
 use std::{
     collections::BTreeMap,
@@ -221,6 +223,16 @@ struct Link {
     since: Instant,
 }
 
+impl Link {
+    /// Another one has taken its place: nothing is sent on it any more, and what is under way still arrives.
+    fn linger(self) {
+        tokio::spawn(async move {
+            sleep(LINGER).await;
+            Refusal::Replaced.close(&self.connection);
+        });
+    }
+}
+
 impl Drop for Peer {
     fn drop(&mut self) {
         if let Some(caller) = &self.caller {
@@ -363,15 +375,16 @@ impl Inner {
         state.serial += 1;
         let serial = state.serial;
         let peer = state.peers.entry(node).or_default();
-        for old in peer.links.extract_if(.., |link| link.called == called) {
-            tokio::spawn(async move {
-                sleep(LINGER).await;
-                Refusal::Replaced.close(&old.connection);
-            });
-        }
         let since = Instant::now();
-        peer.links.push(Link { serial, connection: connection.clone(), called, since });
-        self.send_on(node, peer);
+        let link = Link { serial, connection: connection.clone(), called, since };
+        let crossed = |other: &Link| other.called != called && other.since.elapsed() < CALL;
+        if called == (self.wiring.me > node) && peer.links.last().is_some_and(crossed) {
+            link.linger();
+        } else {
+            peer.links.extract_if(.., |old| old.called == called || crossed(old)).for_each(Link::linger);
+            peer.links.push(link);
+            self.send_on(node, peer);
+        }
         drop(state);
         add(&self.wiring.counters.links, 1);
         tracing::info!(peer = %node, remote = %connection.remote_address(), called, "peer connected");

@@ -171,6 +171,38 @@ async fn old_connections_are_renewed_without_a_gap() {
     assert_eq!(nodes[0].stats().refusals.get(&Refusal::Aged), None, "none reaches its greatest age");
 }
 
+/// Packets of twenty idle seconds between two nodes of which the lower one calls `after` the other, and how many connections
+/// came up at first.
+async fn idle_packets(after: Duration) -> (u64, u64) {
+    let mut world = World::new(1);
+    let delay = Duration::from_millis(10)..Duration::from_millis(11);
+    world.net.set_default(Link { delay, ..Link::default() });
+    let nodes = [world.node(1), world.node(2)];
+    introduce(&nodes[1], 2);
+    tokio::time::sleep(after).await;
+    introduce(&nodes[0], 2);
+    tokio::time::sleep(Duration::from_secs(7)).await;
+    let before = world.net.packets();
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert!(all_connected(&nodes));
+    (world.net.packets() - before, nodes[0].stats().links)
+}
+
+/// When calls cross, the sides see the connections come up in different orders. Were they to send on different ones, no
+/// message would carry the acknowledgement of another.
+#[tokio::test(start_paused = true)]
+async fn calls_that_cross_leave_one_connection() {
+    let (of_one, links) = idle_packets(Duration::from_millis(200)).await;
+    assert_eq!(links, 1);
+    let mut crossed = 0;
+    for after in (0..100).step_by(5) {
+        let (packets, links) = idle_packets(Duration::from_millis(after)).await;
+        assert!(packets < of_one * 3 / 2, "{packets} packets, not {of_one}: the lower one calls after {after} ms");
+        crossed += links - 1;
+    }
+    assert!(crossed > 0, "no calls have crossed");
+}
+
 /// A busy minute on a bad network: peers, a client, a partition, a crash. Returns the outline of every packet.
 async fn story(seed: u64) -> Vec<Packet> {
     let mut world = World::new(seed);
