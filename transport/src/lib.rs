@@ -36,6 +36,7 @@ mod service;
 pub mod sim;
 mod stats;
 mod tls;
+mod udp;
 mod wire;
 
 pub use config::{Config, Limits};

@@ -4,6 +4,8 @@ use std::{fmt, future::Future, io, net::SocketAddr, pin::Pin, sync::Arc};
 
 use quinn::{AsyncUdpSocket, Runtime, TokioRuntime};
 
+use crate::udp::UdpSocket;
+
 /// Bytes of buffer asked of the kernel for each socket; it gives what it allows.
 const SOCKET_BUFFER: usize = 4 << 20;
 
@@ -42,7 +44,7 @@ impl Network for Udp {
         socket.set_recv_buffer_size(SOCKET_BUFFER).ok();
         socket.set_send_buffer_size(SOCKET_BUFFER).ok();
         socket.bind(&address.into())?;
-        TokioRuntime.wrap_udp_socket(socket.into())
+        Ok(Arc::new(UdpSocket::new(socket.into())?))
     }
 
     fn resolve<'a>(&'a self, address: &'a str) -> BoxFuture<'a, io::Result<Vec<SocketAddr>>> {

@@ -3,7 +3,11 @@
 //! A sender appends its frame to an [`Outbox`] and goes on; one task per stream takes everything that has gathered and
 //! hands it to QUIC in one call. So the cost of a wakeup, and of a packet, is shared by all that came meanwhile.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::{
+    future::poll_fn,
+    sync::{Mutex, MutexGuard, PoisonError},
+    task::Poll,
+};
 
 use bytes::{Bytes, BytesMut};
 use duet_proto::frame;
@@ -112,8 +116,8 @@ impl Outbox {
                 }
             }
             filled.await;
-            // Let those that are ready to run add theirs: one write then carries them all.
-            tokio::task::yield_now().await;
+            // One write then carries what all have to add that are ready to run.
+            after_the_ready().await;
         }
     }
 
@@ -207,6 +211,20 @@ impl FrameReader {
         let length = u32::from_le_bytes(header) as usize;
         if length > self.limit { Err(Refusal::TooLarge) } else { Ok(Some(length)) }
     }
+}
+
+/// Lets those that are ready to run go first. Unlike [`tokio::task::yield_now`] it does not make the runtime ask the kernel
+/// for news before.
+async fn after_the_ready() {
+    let mut first = true;
+    poll_fn(|cx| {
+        if std::mem::take(&mut first) {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        Poll::Ready(())
+    })
+    .await;
 }
 
 /// Writes a single frame.
