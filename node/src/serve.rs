@@ -99,14 +99,16 @@ async fn perform(
     let router = node.router();
     match request {
         Request::Topology => Ok(Response::Topology(router.topology())),
-        Request::Status => Ok(Response::Status(Box::new(node.status().await))),
+        // What is rare is boxed: each request's future has room for the largest of these.
+        Request::Status => Ok(Response::Status(Box::new(Box::pin(node.status()).await))),
         Request::Data(data) => {
             let writes = data.op.is_write();
             let called = timeout_at(deadline + GRACE, router.call(data, deadline)).await;
             called.map_err(|_| late(writes))?.map(Response::Data)
         }
         Request::Admin(admin) => {
-            timeout_at(deadline + GRACE, router.admin(admin, deadline)).await.map_err(|_| late(true))?
+            let done = Box::pin(router.admin(admin, deadline));
+            timeout_at(deadline + GRACE, done).await.map_err(|_| late(true))?
         }
     }
 }

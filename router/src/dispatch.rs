@@ -43,7 +43,8 @@ impl Inner {
             answer => return answer,
         }
         let begun = Instant::now();
-        let answer = self.hold(request, deadline).await;
+        // Boxed, since it is rare: it has another attempt in it.
+        let answer = Box::pin(self.hold(request, deadline)).await;
         if request.op.is_write() {
             self.count(|figures| figures.waited(begun.elapsed()));
         }
@@ -134,7 +135,7 @@ impl Inner {
         let attempt = request.attempt.map_or(request.epoch, |attempt| attempt.epoch);
         let epoch = request.epoch.max(token).max(attempt);
         for fresh in [false, true] {
-            if fresh && let Err(error) = self.refresh(deadline).await {
+            if fresh && let Err(error) = Box::pin(self.refresh(deadline)).await {
                 // It is not the namespace that has no quorum.
                 let why = format!("this node knows of no epoch {epoch} of it, and cannot ask the catalog: {error}");
                 let known = self.view().namespace(&request.namespace).is_some();
