@@ -14,9 +14,22 @@ SEEDS ?= 200
 FROM ?= 0
 DIR ?= $(CURDIR)/.playground
 BENCH ?= $(CARGO_TARGET_DIR)/bench
+TRAIN := $(CARGO_TARGET_DIR)/train
+
+# How releases are compiled: by a profile of what runs (specs/performance.md; PROFILE= leaves it out), and on x86 with checksums
+# in hardware. Whatever is built for release must be built alike, or all of it is built again.
+PROFILE ?= packaging/profile/duet.profdata.gz
+HARDWARE := $(if $(filter x86_64,$(shell uname -m)),-msse4.2 -mpclmul)
+ifneq ($(PROFILE),)
+# Named by what is in it: cargo does not look at the file.
+PROFDATA := $(CARGO_TARGET_DIR)/profile/$(shell cksum <$(PROFILE) | cut -d' ' -f1).profdata
+BY_PROFILE := -Cprofile-use=$(PROFDATA) -Cllvm-args=-pgo-warn-missing-function=false -Cllvm-args=-no-pgo-warn-mismatch
+endif
+TUNED = CXXFLAGS="$(strip $(CXXFLAGS) $(HARDWARE))" RUSTFLAGS="$(strip $(RUSTFLAGS) $(if $(HARDWARE),--cfg duet_sse42) $(1))" cargo build --release
+RELEASE = $(call TUNED,$(BY_PROFILE))
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build release demo playground test check fix man deb deb-test run-tests sim model figures bench-switch bench-build bench-etcd bench-redis bench-scale bench-floor soak clean-playground
+.PHONY: help deps build release profile demo playground test check fix man deb deb-test run-tests sim model figures bench-switch bench-build bench-etcd bench-redis bench-scale bench-floor soak clean-playground
 
 help: ## lists the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -27,8 +40,21 @@ deps: ## installs, or names, what the build needs beside Rust, a C compiler and 
 build: deps ## builds duetd and duet
 	cargo build --workspace --bins
 
-release: deps ## builds duetd and duet for use (compiles RocksDB once more)
-	cargo build --release -p duet-node -p duet-cli
+release: deps $(PROFDATA) ## builds duetd and duet for use (compiles RocksDB once more)
+	$(RELEASE) -p duet-node -p duet-cli
+
+ifneq ($(PROFILE),)
+$(PROFDATA): $(PROFILE)
+	@mkdir -p $(@D)
+	gzip -dc $(PROFILE) >$@
+	@[ "$$(rustc --version)" = "$$(cat $(dir $(PROFILE))rustc)" ] || \
+	 echo "the profile is of $$(cat $(dir $(PROFILE))rustc), which names functions otherwise than this one: make profile"
+endif
+
+# Build scripts and macros leave counts, too: nobody wants those.
+profile: deps ## takes anew the profile by which releases are compiled (compiles everything once more; wants llvm-profdata)
+	CARGO_TARGET_DIR=$(TRAIN) LLVM_PROFILE_FILE=$(TRAIN)/build/%m.profraw $(call TUNED,-Cprofile-generate=$(TRAIN)/raw) -p duet-node -p duet-cli
+	packaging/profile/train $(TRAIN)/release $(TRAIN)/raw packaging/profile
 
 demo: build ## both modes on three nodes: a leader killed, a partition, modes switched under load, nothing lost
 	$(BIN)/duet demo --data data/UnicodeData.txt
@@ -90,7 +116,7 @@ bench-switch: release ## for how long clients wait at a switch, by size and dive
 
 # What is measured and what measures are built apart: together they would share features of tokio that only tests need.
 bench-build: release
-	cargo build --release -p duet-bench --features peers --bins
+	$(RELEASE) -p duet-bench --features peers --bins
 
 # ROUNDS=5 SECONDS=5 of each measurement, CONNECTIONS=1 of Duet's clients, RECORDS=10000000 of bench-scale, SHORT=1 for a
 # quick look.

@@ -176,8 +176,19 @@ fn the_user_reads_the_key_and_nobody_else_does() {
 
 #[test]
 fn the_scripts_are_sound() {
-    for script in ["deps", "install-test", "debian/postinst", "debian/postrm"] {
+    for script in ["deps", "install-test", "profile/train", "debian/postinst", "debian/postrm"] {
         let output = Command::new("/bin/sh").arg("-n").arg(packaging(script)).output().unwrap();
         assert!(output.status.success(), "{script}: {}", stderr(&output));
     }
+}
+
+/// An indexed profile of LLVM begins with these bytes; rustc refuses to compile by anything else.
+const PROFILE: &[u8] = b"\xfflprofi\x81";
+
+#[test]
+fn the_profile_of_releases_is_one_and_says_whose() {
+    let output = Command::new("gzip").arg("-dc").arg(packaging("profile/duet.profdata.gz")).output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(output.stdout.starts_with(PROFILE), "{:x?}", &output.stdout[..8]);
+    assert!(fs::read_to_string(packaging("profile/rustc")).unwrap().starts_with("rustc 1."));
 }

@@ -32,6 +32,12 @@ pub enum StoreError {
         /// The one spoken here.
         ours: u8,
     },
+    /// The processor lacks what the store was compiled for.
+    #[error("this build needs a processor with {needs}")]
+    Processor {
+        /// What it lacks, perhaps among others.
+        needs: &'static str,
+    },
     /// Bytes that are not what was written.
     #[error("the store is corrupt: {what}")]
     Corrupt {
@@ -72,6 +78,7 @@ impl StoreError {
             StoreError::InUse { .. }
             | StoreError::Foreign { .. }
             | StoreError::Layout { .. }
+            | StoreError::Processor { .. }
             | StoreError::Corrupt { .. }
             | StoreError::Poisoned { .. } => Class::Fatal,
         }

@@ -87,8 +87,10 @@ impl RocksStore {
     ///
     /// # Errors
     /// [`StoreError::InUse`] if somebody has it open; [`StoreError::Corrupt`] if files are damaged or missing, or
-    /// the log ends before what was synced; [`StoreError::Io`] or [`StoreError::Full`] if the system refuses.
+    /// the log ends before what was synced; [`StoreError::Io`] or [`StoreError::Full`] if the system refuses;
+    /// [`StoreError::Processor`].
     pub fn open(path: &Path, options: &RocksOptions) -> Result<RocksStore, StoreError> {
+        check_processor()?;
         create_dir(path).map_err(|e| io_error("creating the data directory", path, &e))?;
         let db = open_db(&path.join("db"), path, options)?;
         let synced = Watermark::open(&path.join("synced"))?;
@@ -438,6 +440,15 @@ impl Watermark {
         }
         Ok(())
     }
+}
+
+/// Releases checksum in hardware (`make release`): on a processor without, the first write would be an illegal instruction.
+fn check_processor() -> Result<(), StoreError> {
+    #[cfg(all(duet_sse42, target_arch = "x86_64"))]
+    if !(is_x86_feature_detected!("sse4.2") && is_x86_feature_detected!("pclmulqdq")) {
+        return Err(StoreError::Processor { needs: "SSE 4.2 and PCLMULQDQ (x86, since 2010)" });
+    }
+    Ok(())
 }
 
 fn open_db(db: &Path, path: &Path, limits: &RocksOptions) -> Result<DB, StoreError> {
