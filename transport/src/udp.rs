@@ -155,7 +155,9 @@ impl UdpPoller for Room {
 
 #[cfg(test)]
 mod tests {
-    use std::{future::poll_fn, net::Ipv4Addr};
+    use std::{future::poll_fn, net::Ipv4Addr, time::Duration};
+
+    use tokio::time::timeout;
 
     use super::*;
 
@@ -177,7 +179,7 @@ mod tests {
             let mut bufs: Vec<_> = space.iter_mut().map(|buf| IoSliceMut::new(buf)).collect();
             socket.poll_recv(cx, &mut bufs, &mut meta)
         });
-        let count = count.await.unwrap();
+        let count = timeout(Duration::from_secs(10), count).await.expect("something has come").unwrap();
         assert!(meta[..count].iter().all(|meta| meta.len == 1));
         space[..count].iter().map(|buf| buf[0]).collect()
     }
@@ -194,7 +196,7 @@ mod tests {
             }
         }
         assert!(got.iter().enumerate().all(|(i, byte)| *byte == i as u8), "{got:?}");
-        let nothing = tokio::time::timeout(std::time::Duration::from_millis(20), receive(&to)).await;
+        let nothing = timeout(Duration::from_millis(20), receive(&to)).await;
         assert!(nothing.is_err());
     }
 
