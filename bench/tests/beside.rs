@@ -8,12 +8,17 @@ use anyhow::{Context, Result, ensure};
 use duet_tests::process::binary;
 use serde_json::Value;
 
-/// Runs one briefly; none if the machine lacks what it needs.
-fn measured(program: &str, needs: &str, name: &str) -> Result<Option<Value>> {
+/// Runs one briefly, if the machine has what it needs.
+fn measured_with(needs: &str, program: &str, name: &str) -> Result<Option<Value>> {
     if Command::new(needs).arg("--version").output().is_err() {
         println!("SKIPPED: {needs} is not installed");
         return Ok(None);
     }
+    measured(program, name).map(Some)
+}
+
+/// Runs one briefly.
+fn measured(program: &str, name: &str) -> Result<Value> {
     let folder = tempfile::TempDir::with_prefix("duet-bench-")?;
     let output = Command::new(program)
         .arg(folder.path())
@@ -24,7 +29,7 @@ fn measured(program: &str, needs: &str, name: &str) -> Result<Option<Value>> {
     let (shown, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     ensure!(output.status.success(), "{}\n{shown}\n{errors}", output.status);
     ensure!(shown.contains("ratio (min to max)") && !shown.contains("not measured"), "{shown}");
-    Ok(Some(serde_json::from_slice(&fs::read(folder.path().join(format!("{name}.json")))?)?))
+    Ok(serde_json::from_slice(&fs::read(folder.path().join(format!("{name}.json")))?)?)
 }
 
 /// Every figure is of something, and was measured in every round.
@@ -46,7 +51,7 @@ fn complete(document: &Value, figures: usize, samples: usize) -> Result<()> {
 
 #[test]
 fn strong_namespaces_beside_etcd() -> Result<()> {
-    match measured(env!("CARGO_BIN_EXE_bench-etcd"), "etcd", "etcd")? {
+    match measured_with("etcd", env!("CARGO_BIN_EXE_bench-etcd"), "etcd")? {
         Some(document) => complete(&document, 5, 8),
         None => Ok(()),
     }
@@ -54,8 +59,13 @@ fn strong_namespaces_beside_etcd() -> Result<()> {
 
 #[test]
 fn eventual_namespaces_beside_redis() -> Result<()> {
-    match measured(env!("CARGO_BIN_EXE_bench-redis"), "redis-server", "redis")? {
+    match measured_with("redis-server", env!("CARGO_BIN_EXE_bench-redis"), "redis")? {
         Some(document) => complete(&document, 4, 9),
         None => Ok(()),
     }
+}
+
+#[test]
+fn many_records_and_namespaces_beside_few() -> Result<()> {
+    complete(&measured(env!("CARGO_BIN_EXE_bench-scale"), "scale")?, 6, 12)
 }
