@@ -25,6 +25,9 @@ pub struct Config {
     pub no_quorum_after: Duration,
     /// After this long without traffic a group sleeps: no ticks, no heartbeats of its own. Default 3 s.
     pub quiet_after: Duration,
+    /// Followers learn what is committed with the next entries; when there are none for this long, by a frame of its own,
+    /// within twice as long. Default 5 ms; at most a heartbeat.
+    pub announce_after: Duration,
     /// Largest value, in bytes. Default 1 MiB.
     pub value_max: usize,
     /// Bytes of log that are cut at once when every member has them. Default 256 KiB.
@@ -58,6 +61,7 @@ impl Config {
             doubt_after: Duration::from_millis(300),
             no_quorum_after: Duration::from_millis(1500),
             quiet_after: Duration::from_secs(3),
+            announce_after: Duration::from_millis(5),
             value_max: limits::VALUE_DEFAULT,
             piece_bytes: 256 << 10,
             keep_entries: 50_000,

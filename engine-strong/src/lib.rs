@@ -16,7 +16,8 @@
 //! the committer and one frame per peer. A leader's entries travel while its own disk works; whatever a node
 //! *promises* (a vote, "I have this entry") is held until that is durable, and the types see to it
 //! (`Unpersisted`, `Held`, `Persisted` in `host`). Committed entries are applied straight to the store without a
-//! sync: the store's log is ordered, so what is applied is never durable before the entry it came from.
+//! sync: the store's log is ordered, so what is applied is never durable before the entry it came from. Followers learn
+//! what is committed with the next entries, or a little later, and apply it when they have answered.
 //!
 //! Any replica takes reads and writes. Reads wait for a round of ReadIndex, which all that wait share. Writes wait for
 //! their entry to be applied *here*; those that name a session are proposed again when a leader is lost, and done

@@ -37,10 +37,11 @@ fn a_majority_of_too_few_copies() {
     is_found(Bug::Router(Planted::MajorityIsEnough), &["ended without enough"], SwitchPlan::ambush);
 }
 
-/// Rule 7: who is owed.
+/// Rule 7: who is owed. What it loses may be missed first by who had seen it.
 #[test]
 fn nobody_is_listed() {
-    is_found(Bug::Router(Planted::OwedForgotten), &["is lost", "was undone"], SwitchPlan::draw);
+    let about = ["is lost", "was undone", "a session that had seen"];
+    is_found(Bug::Router(Planted::OwedForgotten), &about, SwitchPlan::draw);
 }
 
 /// Rule 7: tombstones are kept for them.

@@ -105,7 +105,8 @@ enum Event {
     Frame(NodeId, Bytes),
     Bulk(NodeId, Bytes),
     Command(Command),
-    Tick,
+    /// Time has passed: a tick of Raft's clock is due, or something else.
+    Due,
     /// There is more to do.
     Go,
     /// Nobody holds a handle or the links any more.
@@ -130,6 +131,7 @@ impl Driver {
                 // A node that stood still does not run after the time it missed: it has heard nothing in it.
                 self.next_tick = (self.next_tick + self.config.tick).max(now);
             }
+            self.host.announce(now);
             let step = self.host.step(CHUNKS.min(self.link.bulk_out.capacity()), now);
             self.perform(step, now);
             if self.farewell.is_some() && self.is_over(now) {
@@ -148,13 +150,14 @@ impl Driver {
 
     async fn next(&mut self) -> Event {
         let restless = self.host.is_restless(self.link.bulk_out.capacity());
+        let due = self.host.alarm().map_or(self.next_tick, |alarm| alarm.min(self.next_tick));
         tokio::select! {
             biased;
             Some(durable) = self.durable.recv() => Event::Durable(durable),
             Some((from, frame)) = self.link.raft_in.recv() => Event::Frame(from, frame),
             command = self.inbox.recv() => command.map_or(Event::Abandoned, Event::Command),
             Some((from, piece)) = self.link.bulk_in.recv() => Event::Bulk(from, piece),
-            () = tokio::time::sleep_until(self.next_tick) => Event::Tick,
+            () = tokio::time::sleep_until(due) => Event::Due,
             () = tokio::task::yield_now(), if restless => Event::Go,
         }
     }
@@ -170,7 +173,7 @@ impl Driver {
             Event::Frame(from, frame) => self.host.frame(from, frame, now),
             Event::Bulk(from, piece) => self.host.bulk(from, &piece, now),
             Event::Command(command) => self.command(command, now),
-            Event::Tick | Event::Go => {}
+            Event::Due | Event::Go => {}
             Event::Abandoned => return false,
         }
         true

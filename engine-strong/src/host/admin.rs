@@ -136,6 +136,8 @@ impl Host {
             return;
         }
         let request = self.request();
+        // Every member's part of a switch begins where the epoch ends there.
+        let hurried = matches!(proposal, Proposal::Seal { .. });
         let command = match proposal {
             Proposal::Seal { next } => machine::Command::Seal { request, next },
             Proposal::Late { records } => machine::Command::Late { request, records },
@@ -143,6 +145,9 @@ impl Host {
         };
         self.with(id, now, |group, cx| {
             group.wake(cx, true);
+            if hurried {
+                group.hurry(u64::MAX);
+            }
             group.write(request.counter, Write::of_engine(&command, now, deadline, reply));
             Ok(())
         });

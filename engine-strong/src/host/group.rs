@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use duet_proto::{Answer, Boot, Error, Meta, NamespaceName, NodeId, Outcome, QuorumView};
+use duet_proto::{Answer, Boot, Error, Meta, NamespaceId, NamespaceName, NodeId, Outcome, QuorumView};
 use duet_store::{Batch, Store, StoreError};
 use raft::{
     RawNode, StateRole,
@@ -18,6 +18,7 @@ use tokio::time::Instant;
 
 use super::{
     install::Receiving,
+    owed::Owed,
     peers::Peers,
     requests::{self, Read, Reads, Writes},
     wire::{Item, Outbox},
@@ -69,6 +70,7 @@ pub(crate) struct Cx<'a> {
     /// Followers that need a snapshot.
     pub(crate) lagging: &'a mut Vec<(GroupId, NodeId)>,
     pub(crate) bulk: &'a mut Vec<(NodeId, super::wire::Bulk)>,
+    pub(crate) owed: &'a mut Owed,
     /// Groups whose data has changed.
     pub(crate) changed: &'a mut Vec<GroupId>,
     pub(crate) metrics: &'a mut Metrics,
@@ -89,6 +91,12 @@ pub(crate) struct Group {
     unsynced: VecDeque<(u64, u64)>,
     /// The write that makes the term and the vote durable.
     vote: Option<u64>,
+    /// What is committed and not applied yet.
+    committed: Vec<Entry>,
+    /// As its leader: up to where each follower has been told what is committed.
+    pub(super) told: BTreeMap<u64, u64>,
+    /// As its leader: up to here followers are told at once what is committed.
+    pub(super) hurried: u64,
     rng: ChaCha8Rng,
     drawn: (u64, StateRole, u64),
     led_by: (u64, u64),
@@ -125,6 +133,8 @@ impl Group {
             check_quorum: true,
             pre_vote: true,
             batch_append: true,
+            // The next entries tell it, or `Group::announce`.
+            skip_bcast_commit: true,
             max_uncommitted_size: config.pending_bytes as u64,
             max_committed_size_per_ready: 8 << 20,
             ..raft::Config::default()
@@ -143,6 +153,9 @@ impl Group {
             reads: Reads::default(),
             unsynced: VecDeque::new(),
             vote: None,
+            committed: Vec::new(),
+            told: BTreeMap::new(),
+            hurried: 0,
             rng: ChaCha8Rng::seed_from_u64(config.seed ^ mix),
             drawn: (u64::MAX, StateRole::Follower, 0),
             led_by: (0, 0),
@@ -155,6 +168,9 @@ impl Group {
             news: true,
         };
         group.draw(config);
+        if id.namespace == NamespaceId::SYSTEM {
+            group.hurry(u64::MAX);
+        }
         // A group of one need not wait for anybody.
         let conf = group.conf();
         if conf.voters == [u64::from(config.node.0)] && conf.voters_outgoing.is_empty() {
@@ -274,6 +290,7 @@ impl Group {
 
     /// Does everything that has become possible.
     pub(crate) fn process(&mut self, cx: &mut Cx<'_>) -> Result<(), Fault> {
+        self.apply(cx)?;
         self.advance_install(cx)?;
         if self.is_moving() {
             return Ok(());
@@ -288,6 +305,7 @@ impl Group {
             self.draw(cx.config);
         }
         self.notice_leader(cx);
+        self.owe(cx);
         if self.machine.is_some() {
             for read in self.reads.ready(self.applied()) {
                 self.serve(cx, read);
@@ -306,6 +324,7 @@ impl Group {
             (self.led_by, self.led_since) = (now, cx.now);
             self.news = true;
             self.active = cx.now;
+            self.told.clear();
             if now.1 != 0 {
                 self.writes.lost(None);
                 self.reads.retry_begun_by(cx.now);
@@ -357,6 +376,7 @@ impl Group {
             let place =
                 Place { index: ready.snapshot().get_metadata().index, term: ready.snapshot().get_metadata().term };
             self.put_in_place(place, cx.ticket, &mut batch)?;
+            self.committed.clear();
         }
         let known = (self.raw.store().hard.term, self.raw.store().hard.vote);
         // Where only the commit index has moved, it can wait: what is applied was committed.
@@ -396,7 +416,14 @@ impl Group {
         }
         self.send(at_once, false, cx);
         self.send(later, true, cx);
-        self.apply(committed, cx)
+        self.committed.extend(committed);
+        // Clients wait for a leader. Others apply in the next step: the leader waits for what they say in this one.
+        if self.is_leader() { self.apply(cx) } else { Ok(()) }
+    }
+
+    /// Whether the next step has something to do, though nothing may have come.
+    pub(crate) fn goes_on(&self) -> bool {
+        self.is_moving() || !self.committed.is_empty()
     }
 
     /// Sends, or holds until what the message promises is durable: everything while the term and the vote are not,
@@ -409,6 +436,9 @@ impl Group {
             if kind == T::MsgSnapshot {
                 cx.lagging.push((self.id, to));
                 continue;
+            }
+            if kind == T::MsgAppend && self.told.insert(message.to, message.commit) < Some(message.commit) {
+                cx.owed.told(self.id);
             }
             let promise = matches!(kind, T::MsgAppendResponse | T::MsgRequestVote | T::MsgRequestVoteResponse);
             let ticket = self.unsynced.back().map(|(ticket, _)| *ticket);
@@ -449,7 +479,8 @@ impl Group {
 
     /// Applies committed entries straight to the store: they are in a quorum's logs, and this one's; the applied
     /// position goes into the same batch, and the store's log keeps it all behind the entries.
-    fn apply(&mut self, entries: Vec<Entry>, cx: &mut Cx<'_>) -> Result<(), Fault> {
+    fn apply(&mut self, cx: &mut Cx<'_>) -> Result<(), Fault> {
+        let entries = std::mem::take(&mut self.committed);
         let Some(last) = entries.last().map(|e| Place { index: e.index, term: e.term }) else { return Ok(()) };
         let mut batch = Batch::new();
         let mut list = Vec::with_capacity(entries.len());

@@ -44,7 +44,11 @@ impl Group {
             _ => self.wake(cx, false),
         }
         // An answer from a node that was just removed, or a proposal that cannot be taken: both are as good as lost.
-        let _ = self.raw.step(message);
+        let taken = self.raw.step(message).is_ok();
+        if taken && kind == MessageType::MsgPropose && self.is_leader() {
+            // Whoever asked waits until it is applied there. Who asks for a read is told with the answer.
+            self.hurry(self.raw.raft.raft_log.last_index());
+        }
         Ok(Ok(()))
     }
 

@@ -9,6 +9,7 @@ mod group;
 mod inbound;
 mod install;
 mod members;
+mod owed;
 mod peers;
 mod requests;
 mod send;
@@ -31,6 +32,7 @@ use tokio::{sync::mpsc, time::Instant};
 pub(crate) use self::step::{Held, Persisted, Step, Unpersisted};
 use self::{
     group::{Cx, Fault, Group},
+    owed::Owed,
     peers::Peers,
     requests::{Read, Reply, Write},
     send::Sends,
@@ -69,6 +71,7 @@ pub(crate) struct Host {
     strangers: bool,
     sends: Sends,
     subscribers: BTreeMap<NamespaceId, Vec<mpsc::Sender<()>>>,
+    owed: Owed,
     out: Outbox,
     bulk: Vec<(NodeId, Bulk)>,
     batch: Batch,
@@ -103,6 +106,7 @@ impl Host {
             strangers: true,
             sends: Sends::default(),
             subscribers: BTreeMap::new(),
+            owed: Owed::default(),
             out: Outbox::default(),
             bulk: Vec::new(),
             batch: Batch::new(),
@@ -174,6 +178,7 @@ impl Host {
             out: &mut self.out,
             lagging: &mut lagging,
             bulk: &mut self.bulk,
+            owed: &mut self.owed,
             changed: &mut changed,
             metrics: &mut self.metrics,
             rounds: &mut self.rounds,
@@ -498,15 +503,15 @@ impl Host {
     /// Does everything that has become possible, and says what is to be written and sent. `room` is how many pieces
     /// of snapshots the bulk lane takes.
     pub(crate) fn step(&mut self, room: usize, now: Instant) -> Step {
-        let mut moving = BTreeSet::new();
+        let mut on = BTreeSet::new();
         while let Some(id) = self.dirty.pop_first() {
             self.with(id, now, Group::process);
-            if matches!(self.groups.get(&id), Some(Slot::Running(group)) if group.is_moving()) {
-                moving.insert(id);
+            if matches!(self.groups.get(&id), Some(Slot::Running(group)) if group.goes_on()) {
+                on.insert(id);
             }
         }
-        // They go on in the next step, so that the others need not wait.
-        self.dirty = moving;
+        // They go on in the next step, so that others need not wait.
+        self.dirty = on;
         let (chunks, broken) = self.sends.chunks(room);
         for ended in broken {
             self.snapshot_ended(ended, now);

@@ -1,8 +1,8 @@
 //! Golden scripts: a scenario in, every message, write and answer out. `UPDATE_GOLDENFILES=1` writes them anew.
 //!
 //! Nothing happens by itself here: a node `step`s, its write becomes durable with `persist`, its messages arrive with
-//! `deliver`, time passes with `tick` (which leaves heartbeats out). `run` does all but the last until nothing is
-//! left.
+//! `deliver`, time passes with `soon` (too little for a tick) and `tick` (which leaves heartbeats out). `run` does all but
+//! these two until nothing is left.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -50,7 +50,7 @@ impl Script {
     fn step(&mut self, id: u32, out: &mut String) -> bool {
         let node = self.nodes.get_mut(&id).unwrap();
         let Step { frames, write, .. } = node.host.step(0, self.now);
-        let did = !frames.is_empty() || write.is_some();
+        let did = !frames.is_empty() || write.is_some() || node.host.is_restless(0);
         if let Some(write) = write {
             let _ = writeln!(out, "{id} write {} {}", node.writes.len() + 1, edits(&write.batch));
             node.writes.push_back(write);
@@ -107,6 +107,13 @@ impl Script {
                 return;
             }
         }
+    }
+
+    /// As much time passes as followers wait to be told what is committed.
+    fn soon(&mut self, out: &mut String) {
+        self.now += TICK / 10;
+        self.nodes.values_mut().for_each(|node| node.host.announce(self.now));
+        self.run_all(out);
     }
 
     fn call(&mut self, line: &Line, at: u32, op: Op) {
@@ -188,6 +195,7 @@ impl Runner for Script {
                 }
                 self.run_all(&mut String::new());
             }
+            "soon" => self.soon(&mut out),
             "campaign" => {
                 let (reply, _) = oneshot::channel();
                 let host = &mut self.nodes.get_mut(&ids[0]).ok_or("no node")?.host;
@@ -210,7 +218,9 @@ impl Runner for Script {
                 for _ in 0..ids.first().copied().unwrap_or(1) {
                     self.now += TICK;
                     for id in self.ids() {
-                        self.nodes.get_mut(&id).ok_or("no node")?.host.tick(self.now);
+                        let host = &mut self.nodes.get_mut(&id).ok_or("no node")?.host;
+                        host.tick(self.now);
+                        host.announce(self.now);
                     }
                     self.run_all(&mut lines);
                 }
@@ -309,4 +319,5 @@ scripts! {
     doubtful_writes_are_held,
     lost_proposals_come_again,
     idle_groups_sleep,
+    followers_answer_before_they_apply,
 }
