@@ -87,6 +87,13 @@ pub enum Message {
     Differs(Differs),
 }
 
+impl Message {
+    /// Whether nobody waits for it, so that it may wait for others of its kind.
+    pub(crate) fn is_patient(&self) -> bool {
+        matches!(self, Message::Push(push) if !push.ack)
+    }
+}
+
 /// Names a session or a walk: the boot of the node that names it, and a count. Never used twice by one node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Nonce(pub u64, pub u64);

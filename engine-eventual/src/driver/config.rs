@@ -15,9 +15,12 @@ pub struct EngineConfig {
     pub tick: Duration,
     /// How often a replica is given time that has nothing open. Default 20 s; 1 s to 5 min.
     pub idle_tick: Duration,
-    /// How long a push that its sender does not wait for may wait here, for others to share its step and its sync.
-    /// Default 5 ms; up to `tick`. Reads here are that much older, reads of a token from elsewhere wait that much longer, and
-    /// a write that one copy acknowledged is on one disk for so much longer.
+    /// How long a push that nobody waits for may wait before it leaves, for others to share its frame. Default 2 ms; up to
+    /// `tick`. Until then a write that one copy acknowledged is on one node.
+    pub hold: Duration,
+    /// How long such a push may wait where it arrives, for others to share its step and its sync. Default 3 ms; up to
+    /// `tick`. A write that one copy acknowledged is on one disk for as long as both together, reads elsewhere are that
+    /// much older, and reads there of a token that has seen it wait that much longer.
     pub gather: Duration,
     /// How long a read waits for what its token has seen. Default 2 s.
     pub token_wait: Duration,
@@ -41,7 +44,8 @@ impl EngineConfig {
             replica: Config::new(node, boot),
             tick: Duration::from_millis(100),
             idle_tick: Duration::from_secs(20),
-            gather: Duration::from_millis(5),
+            hold: Duration::from_millis(2),
+            gather: Duration::from_millis(3),
             token_wait: Duration::from_secs(2),
             value_max: limits::VALUE_DEFAULT,
             pending_bytes: 64 << 20,

@@ -216,13 +216,13 @@ impl Driver {
             }
             self.step_all(now);
             self.beat(now);
-            self.flush();
+            self.flush(now);
         }
     }
 
     async fn next(&mut self) -> Event {
         let wake = self.wakes.first().map(|(at, _)| *at);
-        let wake = [wake, self.peers.next_beat()].into_iter().flatten().min();
+        let wake = [wake, self.peers.due()].into_iter().flatten().min();
         let wake = async {
             match wake {
                 Some(at) => tokio::time::sleep_until(at).await,
@@ -370,7 +370,7 @@ impl Driver {
             match running.step(&lent) {
                 Ok(Stepped { batch, persisting, early }) => {
                     if let Some(early) = early {
-                        self.perform(id, early);
+                        self.perform(id, early, now);
                     }
                     if batch.is_empty() {
                         // There is nothing to wait for: all that it tells is durable already.
@@ -423,7 +423,7 @@ impl Driver {
     ) {
         let Some(Space { slot: Slot::Running(running), .. }) = self.spaces.get_mut(&id) else { return };
         let effects = running.landed(persisting, wrote, now);
-        self.perform(id, effects);
+        self.perform(id, effects, now);
         let Ok((running, lent)) = self.running(id, now) else { return };
         let (before, wake) = (running.wake, running.schedule(&lent));
         running.wake = wake;
@@ -439,10 +439,11 @@ impl Driver {
         }
     }
 
-    fn perform(&mut self, id: SpaceId, effects: Effects) {
+    fn perform(&mut self, id: SpaceId, effects: Effects, now: Instant) {
         for (to, envelope) in effects.messages {
+            let by = if envelope.message.is_patient() { now + self.config.hold } else { now };
             match envelope.encode() {
-                Ok(bytes) => self.metrics.dropped += self.peers.send(&to, &bytes),
+                Ok(bytes) => self.metrics.dropped += self.peers.send(&to, &bytes, by),
                 Err(error) => tracing::error!(space = %id, %error, "a message cannot be encoded"),
             }
         }
@@ -464,9 +465,9 @@ impl Driver {
         }
     }
 
-    /// Lets the frames of this turn out, and the figures.
-    fn flush(&mut self) {
-        self.peers.flush(&mut self.metrics);
+    /// Lets out the frames that are to leave by then, and the figures.
+    fn flush(&mut self, by: Instant) {
+        self.peers.flush(by, &mut self.metrics);
         self.metrics.spaces = self.spaces.len() as u64;
         *self.board.metrics() = self.metrics;
     }
@@ -487,7 +488,7 @@ impl Driver {
         for (_, replies) in std::mem::take(&mut self.removing) {
             tell(replies, &Err(SpaceError::Stopped));
         }
-        self.flush();
+        self.flush(Instant::now() + self.config.hold);
         for reply in self.farewell {
             let _ = reply.send(());
         }

@@ -73,18 +73,24 @@ impl Peers {
         before.is_none_or(|at| now.saturating_duration_since(at) > SILENCE)
     }
 
-    /// Queues a message to several peers; how many of them it is too long for.
-    pub(super) fn send(&mut self, to: &[NodeId], message: &[u8]) -> u64 {
-        to.iter().map(|node| u64::from(!self.outbox.push(*node, message))).sum()
+    /// Queues a message to several peers, to leave by then; how many of them it is too long for.
+    pub(super) fn send(&mut self, to: &[NodeId], message: &[u8], by: Instant) -> u64 {
+        to.iter().map(|node| u64::from(!self.outbox.push(*node, message, by))).sum()
     }
 
-    pub(super) fn next_beat(&self) -> Option<Instant> {
+    fn next_beat(&self) -> Option<Instant> {
         (self.stale || !self.known.is_empty()).then_some(self.next_beat)
     }
 
-    pub(super) fn flush(&mut self, metrics: &mut Metrics) {
+    /// When something is to be said though nothing happens.
+    pub(super) fn due(&self) -> Option<Instant> {
+        [self.next_beat(), self.outbox.due()].into_iter().flatten().min()
+    }
+
+    /// Lets out what is to leave by then.
+    pub(super) fn flush(&mut self, by: Instant, metrics: &mut Metrics) {
         let now = Instant::now();
-        for (to, frame) in self.outbox.take() {
+        for (to, frame) in self.outbox.take(by) {
             let bytes = frame.len() as u64;
             if let Err(TrySendError::Full(_)) = self.out.try_send((to, frame)) {
                 metrics.dropped += 1;
@@ -103,7 +109,7 @@ impl Driver {
         self.metrics.frames_in += 1;
         self.metrics.bytes_in += frame.len() as u64;
         if self.peers.hear(from, now) {
-            self.returned(from);
+            self.returned(from, now);
         }
         let items = match wire::read(frame) {
             Ok(items) => items,
@@ -137,7 +143,7 @@ impl Driver {
             // The step will look at what they replace.
             warm_soon(lent.store, id.namespace, push.writes.iter().map(|write| &write.key));
         }
-        let gathers = matches!(&envelope.message, Message::Push(push) if !push.ack);
+        let gathers = envelope.message.is_patient();
         let taken = running.hear(from, envelope, size, lent.config);
         if gathers {
             let (before, by) = (running.wake, running.wake.min(now + lent.config.gather));
@@ -151,7 +157,7 @@ impl Driver {
     }
 
     /// A peer was away: whatever is apart from it is told what is held here.
-    fn returned(&mut self, from: NodeId) {
+    fn returned(&mut self, from: NodeId, now: Instant) {
         for (id, space) in &mut self.spaces {
             if let Slot::Running(running) = &mut space.slot
                 && running.replica.members().hears(from)
@@ -162,7 +168,7 @@ impl Driver {
             }
         }
         // So that it learns as soon that this node is back.
-        self.peers.outbox.beat(from);
+        self.peers.outbox.beat(from, now);
     }
 
     /// Tells the replicas whom to ask last: who was not heard lately, and does not live by gossip either.
@@ -199,7 +205,7 @@ impl Driver {
         }
         for node in &self.peers.known {
             if self.peers.sent.get(node).is_none_or(|at| now.saturating_duration_since(*at) >= BEAT / 2) {
-                self.peers.outbox.beat(*node);
+                self.peers.outbox.beat(*node, now);
             }
         }
         self.note_silence(now);

@@ -1,5 +1,7 @@
 //! Many clients, many namespaces, and one history for one seed.
 
+use tokio::time::timeout;
+
 use super::*;
 
 #[tokio::test(start_paused = true)]
@@ -28,21 +30,46 @@ async fn many_clients_share_syncs() {
     assert_eq!((metrics.writes, metrics.dropped), (2560, 0));
 }
 
-/// One client after the other: each of its writes is a step and a sync where it is made, and shares them elsewhere.
+/// One client after the other: each of its writes is a step and a sync where it is made, and shares frames, steps and syncs
+/// elsewhere.
 #[tokio::test(start_paused = true)]
-async fn pushes_that_nobody_waits_for_share_syncs() {
+async fn pushes_that_nobody_waits_for_share_frames_and_syncs() {
     for (copies, shared) in [(1, true), (2, false)] {
         let cluster = three(copies).await;
-        let commits = |id| cluster.handle(id).metrics().commits;
-        let before = (commits(1), commits(2));
+        let count = |id| cluster.handle(id).metrics();
+        let before = (count(1), count(2));
         for i in 0..100 {
             cluster.put(1, &format!("k{i}"), "v").await.unwrap();
         }
         cluster.settle(&[1, 2, 3]).await;
-        let (there, elsewhere) = (commits(1) - before.0, commits(2) - before.1);
+        let frames = count(1).frames_out - before.0.frames_out;
+        let (there, elsewhere) = (count(1).commits - before.0.commits, count(2).commits - before.1.commits);
         assert!(there >= 100, "{there}");
+        assert_eq!(frames < 150, shared, "with {copies} copies {frames} frames to two for {there} commits");
         assert_eq!(elsewhere < 50, shared, "with {copies} copies {elsewhere} commits for {there}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_push_that_nobody_waits_for_leaves_soon_and_before_a_stop() {
+    let cluster = three(1).await;
+    let seen = async |value: &'static str| {
+        let began = Instant::now();
+        while cluster.get(2, "k").await.unwrap().is_none_or(|held| held != value) {
+            tokio::time::sleep(Duration::from_micros(100)).await;
+        }
+        began.elapsed()
+    };
+    cluster.put(1, "k", "first").await.unwrap();
+    let first = seen("first").await;
+    assert!(first <= Duration::from_millis(10), "five of waiting, a sync and the way: {first:?}");
+    // The first write after a silence leaves with a report.
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    cluster.put(1, "k", "second").await.unwrap();
+    seen("second").await;
+    cluster.put(1, "k", "last").await.unwrap();
+    cluster.handle(1).shutdown().await;
+    timeout(Duration::from_secs(1), seen("last")).await.expect("nobody else has it");
 }
 
 #[tokio::test(start_paused = true)]
