@@ -43,7 +43,7 @@ impl<'a> Course<'a> {
     pub(crate) fn begin(self, op: Op, consistency: Consistency) -> (Planned<'a>, DataRequest) {
         let mut planned = Planned { course: self, id: NamespaceId::default(), ticket: None };
         let (namespace, epoch) = (self.space.name.clone(), Epoch::default());
-        let mut request = DataRequest { namespace, epoch, op, attempt: None, token: None, consistency };
+        let mut request = DataRequest { namespace, epoch, op, attempt: None, tokens: Vec::new(), consistency };
         planned.plan(&mut request);
         (planned, request)
     }
@@ -56,7 +56,7 @@ impl Planned<'_> {
         let numbered = session.filter(|_| request.op.is_write());
         let ticket = space.with(|known| {
             (self.id, request.epoch) = (known.id, known.epoch);
-            request.token = known.seen.show().filter(|_| guarded);
+            request.tokens = if guarded { known.seen.show() } else { Vec::new() };
             numbered.filter(|_| known.mode == Some(Mode::Strong)).map(|session| known.begin(session))
         });
         request.attempt = ticket;

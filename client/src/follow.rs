@@ -24,9 +24,9 @@ impl<'a> Trip<'a> {
         if let Request::Data(data) = &self.frame.request { Some(data) } else { None }
     }
 
-    /// The token that it shows.
-    pub(crate) fn shown(&self) -> Option<&Token> {
-        self.data_request()?.token.as_ref()
+    /// The tokens that it shows.
+    pub(crate) fn shown(&self) -> &[Token] {
+        self.data_request().map_or(&[], |request| &request.tokens)
     }
 
     /// Goes on after the client has learned the position of the namespace.

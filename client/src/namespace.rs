@@ -99,15 +99,16 @@ impl Namespace {
         self.options
     }
 
-    /// What the session has seen of it in eventual mode: hand it to another client with [`Namespace::resume`].
+    /// What the session has seen of it in eventual mode, a token for each epoch of which something was seen that no later
+    /// one stands for yet: hand them to another client with [`Namespace::resume`].
     #[must_use]
-    pub fn token(&self) -> Option<Token> {
+    pub fn tokens(&self) -> Vec<Token> {
         self.space.with(|known| known.seen.show())
     }
 
     /// Joins what another session has seen into this one's.
-    pub fn resume(&self, token: &Token) {
-        self.space.with(|known| known.seen.join(token));
+    pub fn resume(&self, tokens: &[Token]) {
+        self.space.with(|known| tokens.iter().for_each(|token| known.seen.join(token)));
     }
 
     /// The value of a key.

@@ -15,6 +15,9 @@
 //!   |   <- 1:<a9>
 //!   |   <- 2:<…>   replacing 1:<a9> by it would forget the put: the read after it could miss it
 //! ```
+//!
+//! So a session may hold tokens of several epochs, and each of its requests shows all of them: shown only the earliest,
+//! a member of the latest epoch would have to know nothing of what the session has written in that.
 
 use std::collections::BTreeMap;
 
@@ -25,9 +28,9 @@ use duet_proto::{Epoch, Token};
 pub(crate) struct Seen(BTreeMap<Epoch, Token>);
 
 impl Seen {
-    /// What the next request shows. One token fits a request: the earliest, until a later epoch has confirmed it.
-    pub(crate) fn show(&self) -> Option<Token> {
-        self.0.values().next().cloned()
+    /// What the next request shows, in the order of epochs.
+    pub(crate) fn show(&self) -> Vec<Token> {
+        self.0.values().cloned().collect()
     }
 
     /// Joins what another session has seen.
@@ -37,11 +40,11 @@ impl Seen {
 
     /// Takes in an answer of an epoch to a request that showed `shown`. A strong answer has no token, and stands for
     /// what was shown all the same.
-    pub(crate) fn answered(&mut self, shown: Option<&Token>, epoch: Epoch, token: Option<&Token>) {
-        if let Some(shown) = shown.filter(|shown| shown.epoch < epoch)
-            && self.0.get(&shown.epoch).is_some_and(|held| covers(shown, held))
-        {
-            self.0.remove(&shown.epoch);
+    pub(crate) fn answered(&mut self, shown: &[Token], epoch: Epoch, token: Option<&Token>) {
+        for shown in shown.iter().filter(|shown| shown.epoch < epoch) {
+            if self.0.get(&shown.epoch).is_some_and(|held| covers(shown, held)) {
+                self.0.remove(&shown.epoch);
+            }
         }
         if let Some(token) = token {
             self.join(token);
@@ -76,7 +79,7 @@ mod tests {
     }
 
     /// An answer of an eventual epoch.
-    fn eventual(seen: &mut Seen, shown: Option<&Token>, answer: &Token) {
+    fn eventual(seen: &mut Seen, shown: &[Token], answer: &Token) {
         seen.answered(shown, answer.epoch, Some(answer));
     }
 
@@ -90,8 +93,8 @@ mod tests {
         fn tokens_join_as_vectors_do(a in tokens(), b in tokens(), c in tokens()) {
             let joined = |tokens: [&Token; 3]| {
                 let mut seen = Seen::default();
-                tokens.into_iter().for_each(|token| eventual(&mut seen, None, token));
-                seen.show().unwrap()
+                tokens.into_iter().for_each(|token| eventual(&mut seen, &[], token));
+                seen.show().remove(0)
             };
             let abc = joined([&a, &b, &c]);
             prop_assert_eq!(&joined([&c, &a, &b]), &abc);
@@ -104,48 +107,48 @@ mod tests {
     #[test]
     fn a_later_epoch_stands_for_what_it_was_shown() {
         let mut seen = Seen::default();
-        assert_eq!(seen.show(), None);
-        eventual(&mut seen, None, &token(1, &[(1, 5)]));
+        assert_eq!(seen.show(), []);
+        eventual(&mut seen, &[], &token(1, &[(1, 5)]));
         let shown = seen.show();
-        assert_eq!(shown, Some(token(1, &[(1, 5)])));
-        eventual(&mut seen, shown.as_ref(), &token(2, &[(2, 1)]));
-        assert_eq!(seen.show(), Some(token(2, &[(2, 1)])));
+        assert_eq!(shown, [token(1, &[(1, 5)])]);
+        eventual(&mut seen, &shown, &token(2, &[(2, 1)]));
+        assert_eq!(seen.show(), [token(2, &[(2, 1)])]);
     }
 
     #[test]
     fn a_later_epoch_stands_for_nothing_that_it_was_not_shown() {
         let mut seen = Seen::default();
-        eventual(&mut seen, None, &token(1, &[(1, 5)]));
+        eventual(&mut seen, &[], &token(1, &[(1, 5)]));
         let shown = seen.show();
         // Meanwhile another request of the session has written in epoch 1.
-        eventual(&mut seen, shown.as_ref(), &token(1, &[(1, 9)]));
-        eventual(&mut seen, shown.as_ref(), &token(2, &[(2, 1)]));
-        assert_eq!(seen.show(), Some(token(1, &[(1, 9)])), "it is still to be confirmed");
-        let shown = seen.show();
-        eventual(&mut seen, shown.as_ref(), &token(2, &[(3, 4)]));
-        assert_eq!(seen.show(), Some(token(2, &[(2, 1), (3, 4)])));
+        eventual(&mut seen, &shown, &token(1, &[(1, 9)]));
+        eventual(&mut seen, &shown, &token(2, &[(2, 1)]));
+        let both = seen.show();
+        assert_eq!(both, [token(1, &[(1, 9)]), token(2, &[(2, 1)])], "the first is still to be confirmed");
+        eventual(&mut seen, &both, &token(2, &[(3, 4)]));
+        assert_eq!(seen.show(), [token(2, &[(2, 1), (3, 4)])]);
         // Neither does a token of another session's, nor an answer to a request without one.
         let mut seen = Seen::default();
         seen.join(&token(1, &[(1, 5)]));
         seen.join(&token(2, &[(2, 1)]));
-        eventual(&mut seen, None, &token(2, &[(2, 2)]));
-        assert_eq!(seen.show(), Some(token(1, &[(1, 5)])));
+        eventual(&mut seen, &[], &token(2, &[(2, 2)]));
+        assert_eq!(seen.show(), [token(1, &[(1, 5)]), token(2, &[(2, 2)])]);
     }
 
     #[test]
     fn a_strong_answer_stands_for_what_it_was_shown_and_adds_nothing() {
         let mut seen = Seen::default();
-        eventual(&mut seen, None, &token(1, &[(1, 5)]));
+        eventual(&mut seen, &[], &token(1, &[(1, 5)]));
         let shown = seen.show();
-        seen.answered(None, Epoch(2), None);
-        seen.answered(shown.as_ref(), Epoch(1), None);
+        seen.answered(&[], Epoch(2), None);
+        seen.answered(&shown, Epoch(1), None);
         assert_eq!(seen.show(), shown, "neither an answer that was not shown it nor one of the same epoch");
         // Written in epoch 1 by a member that had not heard of the switch: it comes in late.
-        eventual(&mut seen, shown.as_ref(), &token(1, &[(2, 9)]));
-        seen.answered(shown.as_ref(), Epoch(2), None);
+        eventual(&mut seen, &shown, &token(1, &[(2, 9)]));
+        seen.answered(&shown, Epoch(2), None);
         let all = seen.show();
-        assert_eq!(all, Some(token(1, &[(1, 5), (2, 9)])), "the base need not have that");
-        seen.answered(all.as_ref(), Epoch(2), None);
-        assert_eq!(seen.show(), None);
+        assert_eq!(all, [token(1, &[(1, 5), (2, 9)])], "the base need not have that");
+        seen.answered(&all, Epoch(2), None);
+        assert_eq!(seen.show(), []);
     }
 }

@@ -72,7 +72,7 @@ impl World {
             return Act::Silence;
         }
         let frontier = self.frontiers.entry(node).or_default();
-        let mut seen = request.token.clone().unwrap_or_default().seen;
+        let mut seen = request.tokens.first().cloned().unwrap_or_default().seen;
         if let Op::Write { mutation } = &request.op {
             let floor = seen.iter().map(|(_, hlc)| hlc.0).max().unwrap_or(0);
             self.time = self.time.max(floor) + 1;
@@ -165,10 +165,10 @@ async fn a_write_comes_after_everything_its_session_has_seen() {
     let orders = fake.orders().await;
     let other = fake.orders().await;
     let read = other.put("k", "theirs").await.unwrap();
-    orders.resume(&other.token().unwrap());
+    orders.resume(&other.tokens());
     fake.requests();
     let written = orders.put("k", "mine").await.unwrap();
-    assert_eq!(fake.requests()[0].1.token, other.token());
+    assert_eq!(fake.requests()[0].1.tokens, other.tokens());
     assert!(written > read);
 }
 
@@ -180,12 +180,12 @@ async fn a_client_without_sessions_neither_shows_nor_keeps_tokens() {
     let orders = client.namespace("orders").unwrap();
     orders.put("k", "v").await.unwrap();
     orders.get("k").await.unwrap();
-    assert!(fake.requests().iter().all(|(_, request)| request.token.is_none()));
-    assert_eq!(orders.token(), None);
+    assert!(fake.requests().iter().all(|(_, request)| request.tokens.is_empty()));
+    assert_eq!(orders.tokens(), []);
     let strict = orders.session(true);
     strict.put("k", "v").await.unwrap();
     strict.get("k").await.unwrap();
-    assert!(fake.requests().last().unwrap().1.token.is_some(), "one handle may ask for more");
+    assert!(fake.requests().last().unwrap().1.tokens.len() == 1, "one handle may ask for more");
 }
 
 #[tokio::test(start_paused = true)]
@@ -295,7 +295,7 @@ async fn a_token_is_forgotten_with_the_namespace_that_it_is_of() {
     let mut fake = members.fake();
     let orders = fake.orders().await;
     orders.put("k", "v").await.unwrap();
-    assert!(orders.token().is_some());
+    assert_eq!(orders.tokens().len(), 1);
     // Somebody deletes it and creates another one of the same name: nothing of the old one will ever be seen.
     *members.0.lock().unwrap() = World::default();
     fake.stage(|stage| {

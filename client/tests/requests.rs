@@ -152,7 +152,7 @@ async fn sessions_carry_their_token_where_they_go() {
     orders.put("k", "v").await.unwrap();
     let seen = fake.requests();
     let (first, request) = &seen[0];
-    assert_eq!(request.token, None);
+    assert_eq!(request.tokens, []);
     let first = *first;
     // Its member does not cover the token; another one does.
     fake.script(move |node, _| match node == first {
@@ -161,10 +161,10 @@ async fn sessions_carry_their_token_where_they_go() {
     });
     orders.get("k").await.unwrap();
     let seen = fake.requests();
-    assert!(seen.len() == 2 && seen.iter().all(|(_, r)| r.token == Some(token(5))), "{seen:?}");
-    assert_eq!(orders.token(), Some(token(5)), "what was seen once stays seen");
+    assert!(seen.len() == 2 && seen.iter().all(|(_, r)| r.tokens == [token(5)]), "{seen:?}");
+    assert_eq!(orders.tokens(), [token(5)], "what was seen once stays seen");
     orders.session(false).get("k").await.ok();
-    assert!(fake.requests().iter().all(|(_, r)| r.token.is_none()));
+    assert!(fake.requests().iter().all(|(_, r)| r.tokens.is_empty()));
     fake.script(|_, _| fails(Error::TokenNotCovered { why: "behind".into() }));
     let late = cluster(orders.timeout(Duration::from_millis(300)).get("k").await);
     assert!(matches!(late, Error::TokenNotCovered { .. }), "a read that cannot be satisfied in time says so");

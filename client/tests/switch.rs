@@ -374,11 +374,12 @@ async fn a_write_of_an_earlier_epoch_is_acknowledged_and_comes_in_late() {
     let orders = fake.orders().await;
     assert_eq!(orders.put("a", "v").await.unwrap(), stamp(9));
     assert_eq!(orders.epoch(), Epoch(2), "it does not go back");
-    assert_eq!(orders.token(), Some(late.clone()), "until an epoch stands for it");
+    let shown = vec![late.clone()];
+    assert_eq!(orders.tokens(), shown, "until an epoch stands for it");
     // Nobody has it yet, then it has been merged.
     let mut asked = 0;
     fake.script(move |_, request| {
-        assert_eq!(request.token, Some(late.clone()));
+        assert_eq!(request.tokens, shown);
         asked += 1;
         if asked < 5 {
             return fails(Error::TokenNotCovered { why: "a write that has not come in yet".into() });
@@ -386,7 +387,7 @@ async fn a_write_of_an_earlier_epoch_is_acknowledged_and_comes_in_late() {
         data(Outcome::Value(None), Meta { epoch: Epoch(2), ..fake::meta(7) })
     });
     orders.get("a").await.unwrap();
-    assert_eq!(orders.token(), None, "the strong answer stands for it");
+    assert_eq!(orders.tokens(), [], "the strong answer stands for it");
 }
 
 #[tokio::test(start_paused = true)]
@@ -395,12 +396,12 @@ async fn a_token_of_an_eventual_epoch_is_dropped_once_a_later_one_has_answered()
     let mut fake = world.fake(switches_before(1));
     let orders = fake.orders().await;
     orders.put("a", "v").await.unwrap();
-    let token = orders.token();
-    assert!(token.is_some());
+    let tokens = orders.tokens();
+    assert_eq!(tokens.len(), 1);
     orders.put("b", "v").await.unwrap();
     orders.get("a").await.unwrap();
-    let shown: Vec<_> = fake.requests().into_iter().map(|(_, request)| request.token).collect();
-    assert_eq!(shown, [None, token.clone(), token, None], "shown on every copy, then stood for");
+    let shown: Vec<_> = fake.requests().into_iter().map(|(_, request)| request.tokens).collect();
+    assert_eq!(shown, [vec![], tokens.clone(), tokens, vec![]], "shown on every copy, then stood for");
 }
 
 #[tokio::test(start_paused = true)]
@@ -514,7 +515,7 @@ async fn a_scan_goes_on_behind_its_last_key_and_says_so() {
 #[tokio::test(start_paused = true)]
 async fn one_replica_can_be_read_by_itself() {
     let mut fake = Fake::new(3, |_, request| {
-        assert_eq!((request.consistency, &request.token), (Consistency::Local, &None));
+        assert_eq!((request.consistency, &request.tokens), (Consistency::Local, &vec![]));
         data(Outcome::Value(None), fake::meta(1))
     });
     let orders = fake.orders().await;

@@ -77,7 +77,7 @@ pub(crate) fn asks(namespace: &str, op: Op) -> Request {
         epoch: Epoch(1),
         op,
         attempt: None,
-        token: None,
+        tokens: Vec::new(),
         consistency: Consistency::Local,
     })
 }

@@ -31,8 +31,9 @@ pub struct DataRequest {
     pub op: Op,
     /// For writes to a strong namespace: what makes a retry safe. Without it a write is tried once.
     pub attempt: Option<Try>,
-    /// For eventual namespaces: see at least what this has seen, and be stamped above it.
-    pub token: Option<Token>,
+    /// For eventual namespaces: see at least what all of these have seen, and be stamped above it. At most one of an
+    /// epoch, in their order.
+    pub tokens: Vec<Token>,
     /// How a read is served.
     pub consistency: Consistency,
 }

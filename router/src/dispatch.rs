@@ -131,7 +131,7 @@ impl Inner {
         request: &DataRequest,
         deadline: Instant,
     ) -> Result<(Arc<View>, Arc<NamespaceRecord>), Error> {
-        let token = request.token.as_ref().map_or(request.epoch, |token| token.epoch);
+        let token = request.tokens.iter().map(|token| token.epoch).max().unwrap_or(request.epoch);
         let attempt = request.attempt.map_or(request.epoch, |attempt| attempt.epoch);
         let epoch = request.epoch.max(token).max(attempt);
         for fresh in [false, true] {
@@ -160,10 +160,7 @@ impl Inner {
     }
 
     fn fit(&self, record: &NamespaceRecord, request: &DataRequest) -> Result<Fit, Error> {
-        let token = match request.token.as_ref() {
-            Some(token) if token.epoch < record.epoch && self.planted(Planted::TokenOfAnyEpoch) => None,
-            token => covered(record, token)?,
-        };
+        let token = token_of(record, &request.tokens, self.planted(Planted::TokenOfAnyEpoch))?;
         if !request.op.is_write() {
             return Ok(Fit::Serve(token));
         }
@@ -215,19 +212,30 @@ fn mode_of(record: &NamespaceRecord, attempt: &Try) -> Mode {
     if apart.is_multiple_of(2) { record.mode } else { other(record.mode) }
 }
 
-/// The token that the engine is to honour. One of an epoch that is over is honoured by all that follows, if what that
-/// epoch has come to covers it.
-fn covered(record: &NamespaceRecord, token: Option<&Token>) -> Result<Option<Token>, Error> {
-    let Some(token) = token else { return Ok(None) };
-    if token.epoch >= record.epoch || token.seen.is_empty() {
-        return Ok(Some(token.clone()));
+/// The token that the engine is to honour. Those of epochs that are over are honoured by all that follows, if what each of
+/// these epochs has come to covers its token.
+fn token_of(record: &NamespaceRecord, tokens: &[Token], unseen: bool) -> Result<Option<Token>, Error> {
+    if !tokens.is_sorted_by(|one, next| one.epoch < next.epoch) {
+        return Err(Error::InvalidRequest { why: "its tokens are not of one epoch each, in their order".into() });
+    }
+    let current = tokens.iter().find(|token| token.epoch >= record.epoch);
+    if !unseen {
+        tokens.iter().filter(|token| token.epoch < record.epoch).try_for_each(|token| covered(record, token))?;
+    }
+    Ok(current.cloned())
+}
+
+/// Whether what an epoch that is over has come to covers a token of it.
+fn covered(record: &NamespaceRecord, token: &Token) -> Result<(), Error> {
+    if token.seen.is_empty() {
+        return Ok(());
     }
     let not_covered = |why: String| Err(Error::TokenNotCovered { why });
     let Some(end) = record.end_of(token.epoch) else {
         return not_covered(format!("epoch {} ended too long ago to know", token.epoch));
     };
     match token.seen.iter().find(|(node, hlc)| end.get(*node) < *hlc) {
-        None => Ok(None),
+        None => Ok(()),
         Some((node, hlc)) => {
             let have = end.get(*node);
             not_covered(format!(

@@ -82,7 +82,7 @@ async fn a_paused_leader() -> Result<()> {
                 epoch: Epoch::default(),
                 op,
                 attempt: None,
-                token: None,
+                tokens: Vec::new(),
                 consistency: Consistency::Linearizable,
             };
             let asked = direct.send(Request::Data(read), Duration::from_secs(5))?;

@@ -207,7 +207,7 @@ async fn frames_that_are_no_requests() -> Result<()> {
             epoch: Epoch::default(),
             op,
             attempt: None,
-            token: None,
+            tokens: Vec::new(),
             consistency,
         });
         let good = frame::encode(&RequestFrame { id: 7, timeout_ms: 1000, request }).to_vec();

@@ -87,9 +87,9 @@ pub(super) async fn show(client: &Client, nodes: &Playground, globals: &Globals)
     merge(&mut expected, &one);
     merge(&mut expected, &other);
     // Each side is asked for what the other has written: a session that has seen it sees it on every member.
-    let token = carts_here.token();
-    carts_there.token().iter().for_each(|token| carts_here.resume(token));
-    token.iter().for_each(|token| carts_there.resume(token));
+    let here = carts_here.tokens();
+    carts_here.resume(&carts_there.tokens());
+    carts_there.resume(&here);
     for namespace in [&carts_here, &carts_there] {
         verify(namespace, &expected).await?;
     }

@@ -334,7 +334,7 @@ impl Direct {
             epoch: Epoch::default(),
             op,
             attempt: None,
-            token: None,
+            tokens: Vec::new(),
             consistency: Consistency::Linearizable,
         };
         let request = RequestFrame { id: self.next, timeout_ms: 10_000, request: Request::Data(data) };

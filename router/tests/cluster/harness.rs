@@ -290,7 +290,7 @@ pub(crate) fn request(namespace: &str, op: Op) -> DataRequest {
         epoch: Epoch::default(),
         op,
         attempt: None,
-        token: None,
+        tokens: Vec::new(),
         consistency: Consistency::Linearizable,
     }
 }

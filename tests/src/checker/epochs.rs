@@ -72,7 +72,7 @@ pub struct Told {
     /// The session; `None` for what was asked without its guarantees.
     pub session: Option<u32>,
     /// What the session had seen when it asked.
-    pub token: Token,
+    pub tokens: Vec<Token>,
     /// The epoch that answered.
     pub epoch: Epoch,
     /// What was read.
@@ -135,7 +135,7 @@ impl Chronicle {
     /// # Errors
     /// If that alone contradicts what was told before.
     pub fn answer(&mut self, mut told: Told) -> Result<(), String> {
-        let Told { operation, session, token, epoch, reads } = &mut told;
+        let Told { operation, session, tokens, epoch, reads } = &mut told;
         let reached = self.reached.entry(operation.client).or_insert(*epoch);
         if *epoch < *reached {
             let client = operation.client;
@@ -144,7 +144,7 @@ impl Chronicle {
         *reached = *epoch;
         operation.step.reads = reads.iter().map(|(key, found)| (*key, found.map(|(_, value)| value))).collect();
         let (called, returned) = (operation.called, operation.returned.unwrap_or(operation.called));
-        let event = |act| Event { session: *session, called, returned, token: token.clone(), act };
+        let event = |act| Event { session: *session, called, returned, tokens: tokens.clone(), act };
         let (done, undone) = match operation.step.held {
             Some(false) => (&operation.step.otherwise, &operation.step.then),
             _ => (&operation.step.then, &operation.step.otherwise),
@@ -202,7 +202,7 @@ impl Chronicle {
                     session: None,
                     called,
                     returned: returned.unwrap_or(called),
-                    token: told.token.clone(),
+                    tokens: told.tokens.clone(),
                     act: Act::Read { key: *key, found: *found },
                 };
                 let shown = self.journal.at_least(&event, *key, least, *found);

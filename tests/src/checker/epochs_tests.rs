@@ -36,7 +36,7 @@ impl Story {
         let (step, stamp) = told;
         let operation = Operation { client, called, returned: Some(called + 5), step, stamp };
         let epoch = Epoch(epoch);
-        self.0.answer(Told { operation, session: Some(client), token: Token::default(), epoch, reads })
+        self.0.answer(Told { operation, session: Some(client), tokens: Vec::new(), epoch, reads })
     }
 
     fn write(&mut self, client: u32, value: Option<Value>, stamp: Stamp) {
@@ -185,8 +185,8 @@ fn a_session_sees_across_epochs_what_it_saw() {
     story.write(1, Some(10), at(1, 5, 3));
     let (called, reads) = (story.now(), vec![(1, None)]);
     let operation = Operation { client: 2, called, returned: Some(called), step: Step::default(), stamp: None };
-    let token = Token { epoch: Epoch(1), seen: vec![(NodeId(3), Hlc(5))] };
-    story.0.answer(Told { operation, session: Some(2), token, epoch: Epoch(2), reads }).unwrap();
+    let tokens = vec![Token { epoch: Epoch(1), seen: vec![(NodeId(3), Hlc(5))] }];
+    story.0.answer(Told { operation, session: Some(2), tokens, epoch: Epoch(2), reads }).unwrap();
     refuses(story.judge(&[3]), "a session that had seen");
 }
 

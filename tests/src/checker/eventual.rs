@@ -19,7 +19,7 @@ pub struct Event {
     /// When it was answered.
     pub returned: i64,
     /// What the session had seen when it asked.
-    pub token: Token,
+    pub tokens: Vec<Token>,
     /// What was asked, and what came of it.
     pub act: Act,
 }
@@ -151,7 +151,9 @@ impl Journal {
         match event.act {
             Act::Write { key, value, stamp: Some(stamp) } => {
                 // Times of different epochs cannot be compared: a later epoch is after all of an earlier one.
-                let above = event.token.seen.iter().map(|(_, hlc)| (event.token.epoch, *hlc)).max();
+                let seen =
+                    event.tokens.iter().flat_map(|token| token.seen.iter().map(|(_, hlc)| (token.epoch, *hlc)));
+                let above = seen.max();
                 if event.session.is_some() && above.is_some_and(|above| (stamp.epoch, stamp.hlc) <= above) {
                     return Err(format!(
                         "the write {stamp} of key {key} is not above what its session has seen: {event:?}"
@@ -217,7 +219,7 @@ impl Journal {
                 Act::Write { .. } => {}
                 Act::Read { key, found } => {
                     let own = seen.get(&(session, key)).copied();
-                    let least = own.max(self.covered(key, &event.token));
+                    let least = own.max(event.tokens.iter().filter_map(|token| self.covered(key, token)).max());
                     let Some(now) = self.at_least(event, key, least, found)? else { continue };
                     seen.insert((session, key), now);
                 }

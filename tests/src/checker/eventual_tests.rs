@@ -21,7 +21,7 @@ impl Story {
         if let Act::Write { key, value, .. } = act {
             self.0.begin(key, value, self.1);
         }
-        self.0.told(Event { session: Some(session), called: self.1, returned: self.1 + 5, token, act })
+        self.0.told(Event { session: Some(session), called: self.1, returned: self.1 + 5, tokens: vec![token], act })
     }
 
     fn write(&mut self, session: u32, key: Key, value: Option<Value>, stamp: Option<Stamp>) {

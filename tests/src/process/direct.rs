@@ -86,7 +86,8 @@ impl Direct {
     /// If there is no answer; what the node refuses is in the inner result.
     pub async fn data(&mut self, namespace: &str, op: Op, consistency: Consistency) -> Result<Answered> {
         let namespace = NamespaceName::new(namespace)?;
-        let request = DataRequest { namespace, epoch: Epoch::default(), op, attempt: None, token: None, consistency };
+        let request =
+            DataRequest { namespace, epoch: Epoch::default(), op, attempt: None, tokens: Vec::new(), consistency };
         match self.ask(Request::Data(request), PATIENCE / 4).await? {
             Response::Data(answer) => Ok(Ok(answer)),
             Response::Error(error) => Ok(Err(error)),
@@ -127,7 +128,7 @@ impl Direct {
                 epoch: Epoch::default(),
                 op,
                 attempt: None,
-                token: None,
+                tokens: Vec::new(),
                 consistency,
             };
             self.send(Request::Data(request), PATIENCE)?;

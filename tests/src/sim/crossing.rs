@@ -48,7 +48,7 @@ pub(super) struct Land {
     /// Whom an operator has said not to wait for, and in which epoch first: what they say may take a while to arrive.
     excused: Mutex<BTreeMap<NodeId, Epoch>>,
     /// What some session has seen, for another to go on from.
-    token: Mutex<Option<Token>>,
+    tokens: Mutex<Vec<Token>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -142,7 +142,7 @@ pub(super) async fn create(world: &mut World, plan: &SwitchPlan) -> Result<Vec<A
             chronicle: Mutex::default(),
             epochs: Mutex::new(epochs),
             excused: Mutex::default(),
-            token: Mutex::default(),
+            tokens: Mutex::default(),
         }));
     }
     Ok(lands)
@@ -225,9 +225,9 @@ pub(super) async fn read_everything(
             }
         };
         let found = known(held)?;
-        let (token, step, returned) = (Token::default(), Step::default(), Some(clock()));
+        let (tokens, step, returned) = (Vec::new(), Step::default(), Some(clock()));
         let operation = Operation { client: OBSERVER, called, returned, step, stamp: None };
-        land.chronicle().answer(Told { operation, session: None, token, epoch, reads: vec![(key, found)] })?;
+        land.chronicle().answer(Told { operation, session: None, tokens, epoch, reads: vec![(key, found)] })?;
         all.push((key, found));
     }
     Ok(all)
@@ -257,7 +257,7 @@ struct Asked {
     called: i64,
     epoch: Epoch,
     session: Option<u32>,
-    token: Token,
+    tokens: Vec<Token>,
     step: Step,
 }
 
@@ -286,11 +286,9 @@ impl Worker {
 
     /// Leaves what it has seen to another session, and takes what one left.
     fn hand_over(&self) {
-        let mine = self.namespace.token();
-        let left = std::mem::replace(&mut *lock(&self.land.token), mine);
-        if let Some(token) = left {
-            self.namespace.resume(&token);
-        }
+        let mine = self.namespace.tokens();
+        let left = std::mem::replace(&mut *lock(&self.land.tokens), mine);
+        self.namespace.resume(&left);
     }
 
     fn value(&mut self) -> Value {
@@ -305,7 +303,7 @@ impl Worker {
             called,
             epoch: self.namespace.epoch(),
             session: session.then_some(self.number),
-            token: self.namespace.token().filter(|_| session).unwrap_or_default(),
+            tokens: if session { self.namespace.tokens() } else { Vec::new() },
             step,
         }
     }
@@ -334,8 +332,8 @@ impl Worker {
         for key in 0..self.keys {
             let entry = entries.iter().find(|entry| entry.key == name(key));
             let found = entry.map(|entry| Ok::<_, String>((entry.stamp, parse_value(&entry.value)?))).transpose()?;
-            let (token, step) = (asked.token.clone(), Step::default());
-            self.answered(Asked { token, step, ..asked }, epoch, None, vec![(key, found)])?;
+            let (tokens, step) = (asked.tokens.clone(), Step::default());
+            self.answered(Asked { tokens, step, ..asked }, epoch, None, vec![(key, found)])?;
         }
         Ok(())
     }
@@ -413,9 +411,9 @@ impl Worker {
 
     fn answered(&mut self, asked: Asked, epoch: Epoch, stamp: Option<Stamp>, reads: Found) -> Result<(), String> {
         self.tally.answered += 1;
-        let Asked { called, session, token, step, .. } = asked;
+        let Asked { called, session, tokens, step, .. } = asked;
         let operation = Operation { client: self.number, called, returned: Some((self.clock)()), step, stamp };
-        self.land.chronicle().answer(Told { operation, session, token, epoch, reads })
+        self.land.chronicle().answer(Told { operation, session, tokens, epoch, reads })
     }
 
     fn failed(&mut self, asked: Asked, error: &ClientError) -> Result<(), String> {

@@ -102,7 +102,7 @@ pub(super) async fn start(world: &mut World, plan: &EventualPlan, spaces: &[Arc<
                 rng: ChaCha8Rng::seed_from_u64(plan.base.seed.wrapping_mul(1000) + u64::from(FIRST + number)),
                 space: space.clone(),
                 ways,
-                token: Token::default(),
+                tokens: Vec::new(),
                 clock: Box::new(world.clock()),
                 values: 0,
                 tally: Tally::default(),
@@ -167,7 +167,7 @@ struct Worker {
     rng: ChaCha8Rng,
     space: Arc<Space>,
     ways: Vec<Namespace>,
-    token: Token,
+    tokens: Vec<Token>,
     clock: Box<dyn Fn() -> i64 + Send + Sync>,
     values: u64,
     tally: Tally,
@@ -178,14 +178,14 @@ impl Worker {
         while !stop.load(Ordering::Relaxed) {
             let key = self.rng.random_range(0..self.keys);
             let way = self.ways[self.rng.random_range(0..self.ways.len())].clone();
-            way.resume(&self.token);
+            way.resume(&self.tokens);
             match self.rng.random_range(0..100) {
                 0..40 => self.get(&way, key).await?,
                 40..45 => self.get_at_once(&way, key).await?,
                 45..50 => self.scan(&way).await?,
                 _ => self.write(&way, key).await?,
             }
-            self.token = way.token().unwrap_or_default();
+            self.tokens = way.tokens();
             let pause = self.rng.random_range(0..40_000);
             sleep(Duration::from_micros(pause)).await;
         }
@@ -258,8 +258,8 @@ impl Worker {
     }
 
     fn tell(&self, session: Option<u32>, called: i64, act: Act) -> Result<(), String> {
-        let (returned, token) = ((self.clock)(), self.token.clone());
-        let told = self.space.journal().told(Event { session, called, returned, token, act });
+        let (returned, tokens) = ((self.clock)(), self.tokens.clone());
+        let told = self.space.journal().told(Event { session, called, returned, tokens, act });
         told.map_err(|what| format!("{}: {what}", self.space.name))
     }
 }
