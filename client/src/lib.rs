@@ -33,7 +33,7 @@
 //! time, and writes on top of what it has read, whichever members answer. Each request shows a [`Token`] of what the
 //! session has seen. A member that has not yet seen as much says so ([`Error::TokenNotCovered`]); another one is asked,
 //! until the timeout. [`Builder::session`] turns this off, [`Namespace::session`] for some requests,
-//! [`Namespace::token`] and [`Namespace::resume`] carry it to another client.
+//! [`Namespace::tokens`] and [`Namespace::resume`] carry it to another client.
 //!
 //! **What is bounded.** Requests in flight ([`Options::in_flight`]), the tries of one call at a time, time (every call
 //! has a deadline), and what the transport queues. A call that is dropped leaves nothing behind.
