@@ -30,10 +30,10 @@
 //! ([`Scan::crossed`]). What compares ends as `Unsupported` once the namespace is eventual.
 //!
 //! **What a session sees.** A client is a session: in eventual namespaces it reads its own writes, never goes back in
-//! time, and writes on top of what it has read, whichever members answer. Each request shows what the session has seen, a
-//! [`Token`] for each epoch of it. A member that has not yet seen as much says so ([`Error::TokenNotCovered`]); another one is asked,
-//! until the timeout. [`Builder::session`] turns this off, [`Namespace::session`] for some requests,
-//! [`Namespace::tokens`] and [`Namespace::resume`] carry them to another client.
+//! time, and writes on top of what it has read, whichever members answer. Each request shows what the session has seen,
+//! a [`Token`] for each epoch of it. A member that has not yet seen as much says so ([`Error::TokenNotCovered`]);
+//! another one is asked, until the timeout. [`Builder::session`] turns this off, [`Namespace::session`] for some
+//! requests, [`Namespace::tokens`] and [`Namespace::resume`] carry them to another client.
 //!
 //! **What is bounded.** Requests in flight ([`Options::in_flight`]), the tries of one call at a time, time (every call
 //! has a deadline), and what the transport queues. A call that is dropped leaves nothing behind.

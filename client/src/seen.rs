@@ -16,8 +16,8 @@
 //!   |   <- 2:<…>   replacing 1:<a9> by it would forget the put: the read after it could miss it
 //! ```
 //!
-//! So a session may hold tokens of several epochs, and each of its requests shows all of them: shown only the earliest,
-//! a member of the latest epoch would have to know nothing of what the session has written in that.
+//! So a session may hold tokens of several epochs, and each of its requests shows all of them: a member that is shown the
+//! earliest alone may answer without what the session has written in the latest.
 
 use std::collections::BTreeMap;
 
