@@ -111,6 +111,8 @@ rules! {
     TokenOfEpoch = 10;
     /// Late writes that were merged count as covered.
     TokenCountsLate = 10;
+    /// A client that holds tokens of several epochs shows them all.
+    ShowsAll = 10;
     /// Cursors carry their epoch.
     CursorOfEpoch = 10;
 

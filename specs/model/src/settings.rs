@@ -169,6 +169,7 @@ pub const COUNTEREXAMPLES: &[(Rule, Setting, &str)] = &[
     (Rule::RetryRemembersEventual, Setting::Retry, retry::ONCE),
     (Rule::TokenOfEpoch, Setting::Token, token::SEES),
     (Rule::TokenCountsLate, Setting::Token, token::GOES_ON),
+    (Rule::ShowsAll, Setting::Token, token::OWN),
     (Rule::CursorOfEpoch, Setting::Token, token::ONE_EPOCH),
     (Rule::WritesGoOn, Setting::OneCopy, to_strong::GO_ON),
 ];
