@@ -17,19 +17,27 @@ BENCH ?= $(CARGO_TARGET_DIR)/bench
 TRAIN := $(CARGO_TARGET_DIR)/train
 
 # How releases are compiled: by a profile of what runs (specs/performance.md; PROFILE= leaves it out), and on x86 with checksums
-# in hardware. Whatever is built for release must be built alike, or all of it is built again.
+# in hardware. Whatever is built for release must be built alike, or all of it is built again. The code of duetd is then laid
+# out by a profile of its own, where BOLT is installed (LAYOUT= leaves it out).
 PROFILE ?= packaging/profile/duet.profdata.gz
-HARDWARE := $(if $(filter x86_64,$(shell uname -m)),-msse4.2 -mpclmul)
+X86 := $(filter x86_64,$(shell uname -m))
+BOLT ?= $(lastword $(wildcard /usr/lib/llvm-*/bin/llvm-bolt))
+LAYOUT ?= $(if $(and $(X86),$(BOLT)),packaging/profile/duetd.yaml.gz)
+HARDWARE := $(if $(X86),-msse4.2 -mpclmul)
 ifneq ($(PROFILE),)
 # Named by what is in it: cargo does not look at the file.
 PROFDATA := $(CARGO_TARGET_DIR)/profile/$(shell cksum <$(PROFILE) | cut -d' ' -f1).profdata
 BY_PROFILE := -Cprofile-use=$(PROFDATA) -Cllvm-args=-pgo-warn-missing-function=false -Cllvm-args=-no-pgo-warn-mismatch
 endif
-TUNED = CXXFLAGS="$(strip $(CXXFLAGS) $(HARDWARE))" RUSTFLAGS="$(strip $(RUSTFLAGS) $(if $(HARDWARE),--cfg duet_sse42) $(1))" cargo build --release
+# Names of functions have no dots in them: BOLT takes what is called x.warm.y for a part of x.
+NAMES := -Csymbol-mangling-version=v0
+TUNED = DUET_RELOCS=$(if $(LAYOUT),duet-node) CXXFLAGS="$(strip $(CXXFLAGS) $(HARDWARE))" RUSTFLAGS="$(strip $(RUSTFLAGS) $(NAMES) $(if $(HARDWARE),--cfg duet_sse42) $(1))" cargo build --release
 RELEASE = $(call TUNED,$(BY_PROFILE))
+DUETD := $(CARGO_TARGET_DIR)/release/duetd
+LAY := BOLT=$(BOLT) packaging/profile/layout
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build release profile demo playground test check fix man deb deb-test run-tests sim model figures bench-switch bench-build bench-etcd bench-redis bench-scale bench-floor soak clean-playground
+.PHONY: help deps build release linked profile demo playground test check fix man deb deb-test run-tests sim model figures bench-switch bench-build bench-etcd bench-redis bench-scale bench-floor soak clean-playground
 
 help: ## lists the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -40,7 +48,10 @@ deps: ## installs, or names, what the build needs beside Rust, a C compiler and 
 build: deps ## builds duetd and duet
 	cargo build --workspace --bins
 
-release: deps $(PROFDATA) ## builds duetd and duet for use (compiles RocksDB once more)
+release: linked ## builds duetd and duet for use (compiles RocksDB once more)
+	@$(if $(LAYOUT),$(LAY) apply $(DUETD) $(LAYOUT),echo "the code of duetd lies as it was compiled: no BOLT (apt-get install bolt-19), or LAYOUT=")
+
+linked: deps $(PROFDATA)
 	$(RELEASE) -p duet-node -p duet-cli
 
 ifneq ($(PROFILE),)
@@ -52,9 +63,16 @@ $(PROFDATA): $(PROFILE)
 endif
 
 # Build scripts and macros leave counts, too: nobody wants those.
-profile: deps ## takes anew the profile by which releases are compiled (compiles everything once more; wants llvm-profdata)
+profile: deps ## takes anew the profiles by which releases are built (compiles everything twice; wants llvm-profdata and BOLT)
+	rm -rf $(TRAIN)/raw $(TRAIN)/layout
 	CARGO_TARGET_DIR=$(TRAIN) LLVM_PROFILE_FILE=$(TRAIN)/build/%m.profraw $(call TUNED,-Cprofile-generate=$(TRAIN)/raw) -p duet-node -p duet-cli
-	packaging/profile/train $(TRAIN)/release $(TRAIN)/raw packaging/profile
+	packaging/profile/train $(TRAIN)/release
+	packaging/profile/counts $(TRAIN)/raw packaging/profile
+	$(MAKE) linked
+	$(LAY) count $(DUETD) $(TRAIN)/layout/bin/duetd $(TRAIN)/layout/raw
+	cp $(dir $(DUETD))duet $(TRAIN)/layout/bin
+	packaging/profile/train $(TRAIN)/layout/bin
+	$(LAY) keep $(DUETD) $(TRAIN)/layout/raw $(LAYOUT)
 
 demo: build ## both modes on three nodes: a leader killed, a partition, modes switched under load, nothing lost
 	$(BIN)/duet demo --data data/UnicodeData.txt
@@ -98,12 +116,16 @@ soak: deps ## long forms of what CI runs briefly: both simulations, the model of
 man: deps ## the manual pages and completions, into the target folder (pages/)
 	cargo run -q -p duet-package -- $(CARGO_TARGET_DIR)/pages
 
+# Binutils' strip breaks what BOLT has laid out; that has no debug information any more.
+PACKED := $(CARGO_TARGET_DIR)/release/packed
 deb: release ## a Debian package, into the target folder (debian/); wants cargo-deb
 	rm -rf $(CARGO_TARGET_DIR)/release/pages
 	cargo run -q -p duet-package -- $(CARGO_TARGET_DIR)/release/pages
 	gzip -9n $(CARGO_TARGET_DIR)/release/pages/man*/*
 	@cargo deb --version >/dev/null 2>&1 || { echo "cargo-deb is not installed: cargo install cargo-deb --locked" >&2; exit 1; }
-	cargo deb --no-build -p duet-package -o $(CARGO_TARGET_DIR)/debian/
+	mkdir -p $(PACKED) && cp $(DUETD) $(dir $(DUETD))duet $(PACKED)
+	strip -g $(PACKED)/duet $(if $(LAYOUT),,$(PACKED)/duetd)
+	cargo deb --no-build --no-strip -p duet-package -o $(CARGO_TARGET_DIR)/debian/
 
 deb-test: deb ## installs, runs, upgrades, removes and purges the package in a container of its own; wants root
 	packaging/install-test "$$(ls -t $(CARGO_TARGET_DIR)/debian/duet_*.deb | head -n 1)"

@@ -1,7 +1,10 @@
-//! The build script of `duetd` and `duet`: which commit they are of.
+//! The build script of `duetd` and `duet`: which commit they are of, and how they are linked.
 //!
 //! `DUET_COMMIT` says it where it is set, as by packagers who build without a repository, else git does. A debug build says
 //! `unknown` otherwise: each commit would build both programs and all their tests anew.
+//!
+//! `DUET_RELOCS` names the package whose programs keep their relocations, without which nobody can lay out their code
+//! anew (`packaging/profile/layout`).
 
 #![allow(clippy::print_stdout, reason = "this is how a build script answers")]
 
@@ -18,6 +21,10 @@ fn main() {
     let build = if commit == UNKNOWN { version.to_owned() } else { format!("{version} ({commit})") };
     println!("cargo::rustc-env=DUET_COMMIT={commit}");
     println!("cargo::rustc-env=DUET_BUILD={build}");
+    println!("cargo::rerun-if-env-changed=DUET_RELOCS");
+    if env::var("DUET_RELOCS").is_ok_and(|package| package == env!("CARGO_PKG_NAME")) {
+        println!("cargo::rustc-link-arg-bins=-Wl,--emit-relocs");
+    }
 }
 
 /// What git says, if this is a checkout and not merely somewhere in one.
