@@ -34,10 +34,11 @@ NAMES := -Csymbol-mangling-version=v0
 TUNED = DUET_RELOCS=$(if $(LAYOUT),duet-node) CXXFLAGS="$(strip $(CXXFLAGS) $(HARDWARE))" RUSTFLAGS="$(strip $(RUSTFLAGS) $(NAMES) $(if $(HARDWARE),--cfg duet_sse42) $(1))" cargo build --release
 RELEASE = $(call TUNED,$(BY_PROFILE))
 DUETD := $(CARGO_TARGET_DIR)/release/duetd
+DUET := $(CARGO_TARGET_DIR)/release/duet
 LAY := BOLT=$(BOLT) packaging/profile/layout
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build release linked profile demo playground test check fix man deb deb-test run-tests sim model figures bench-switch bench-build bench-etcd bench-redis bench-scale bench-floor soak clean-playground
+.PHONY: help deps build release linked profile layout demo playground test check fix man deb deb-test run-tests sim model figures bench-switch bench-build bench-etcd bench-redis bench-scale bench-floor soak clean-playground
 
 help: ## lists the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -63,14 +64,17 @@ $(PROFDATA): $(PROFILE)
 endif
 
 # Build scripts and macros leave counts, too: nobody wants those.
-profile: deps ## takes anew the profiles by which releases are built (compiles everything twice; wants llvm-profdata and BOLT)
-	rm -rf $(TRAIN)/raw $(TRAIN)/layout
+profile: deps ## takes anew the profiles by which releases are built (compiles everything twice; wants llvm-profdata)
+	rm -rf $(TRAIN)/raw
 	CARGO_TARGET_DIR=$(TRAIN) LLVM_PROFILE_FILE=$(TRAIN)/build/%m.profraw $(call TUNED,-Cprofile-generate=$(TRAIN)/raw) -p duet-node -p duet-cli
 	packaging/profile/train $(TRAIN)/release
 	packaging/profile/counts $(TRAIN)/raw packaging/profile
-	$(MAKE) linked
+	$(if $(LAYOUT),$(MAKE) layout)
+
+layout: linked ## takes anew only the one by which the code of duetd is laid out (wants BOLT)
+	rm -rf $(TRAIN)/layout
 	$(LAY) count $(DUETD) $(TRAIN)/layout/bin/duetd $(TRAIN)/layout/raw
-	cp $(dir $(DUETD))duet $(TRAIN)/layout/bin
+	cp $(DUET) $(TRAIN)/layout/bin
 	packaging/profile/train $(TRAIN)/layout/bin
 	$(LAY) keep $(DUETD) $(TRAIN)/layout/raw $(LAYOUT)
 
@@ -123,7 +127,7 @@ deb: release ## a Debian package, into the target folder (debian/); wants cargo-
 	cargo run -q -p duet-package -- $(CARGO_TARGET_DIR)/release/pages
 	gzip -9n $(CARGO_TARGET_DIR)/release/pages/man*/*
 	@cargo deb --version >/dev/null 2>&1 || { echo "cargo-deb is not installed: cargo install cargo-deb --locked" >&2; exit 1; }
-	mkdir -p $(PACKED) && cp $(DUETD) $(dir $(DUETD))duet $(PACKED)
+	mkdir -p $(PACKED) && cp $(DUETD) $(DUET) $(PACKED)
 	strip -g $(PACKED)/duet $(if $(LAYOUT),,$(PACKED)/duetd)
 	cargo deb --no-build --no-strip -p duet-package -o $(CARGO_TARGET_DIR)/debian/
 
