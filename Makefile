@@ -25,7 +25,7 @@ BOLT ?= $(lastword $(wildcard /usr/lib/llvm-*/bin/llvm-bolt))
 LAYOUT ?= $(if $(and $(X86),$(BOLT)),packaging/profile/duetd.yaml.gz)
 HARDWARE := $(if $(X86),-msse4.2 -mpclmul)
 ifneq ($(PROFILE),)
-# Named by what is in it: cargo does not look at the file.
+# Named by what is in it, and written once: whenever it is newer, cargo compiles everything anew.
 PROFDATA := $(CARGO_TARGET_DIR)/profile/$(shell cksum <$(PROFILE) | cut -d' ' -f1).profdata
 BY_PROFILE := -Cprofile-use=$(PROFDATA) -Cllvm-args=-pgo-warn-missing-function=false -Cllvm-args=-no-pgo-warn-mismatch
 endif
@@ -53,14 +53,16 @@ release: linked ## builds duetd and duet for use (compiles RocksDB once more)
 	@$(if $(LAYOUT),$(LAY) apply $(DUETD) $(LAYOUT),echo "the code of duetd lies as it was compiled: no BOLT (apt-get install bolt-19), or LAYOUT=")
 
 linked: deps $(PROFDATA)
+ifneq ($(PROFILE),)
+	@[ "$$(rustc --version)" = "$$(cat $(dir $(PROFILE))rustc)" ] || \
+	 echo "the profile is of $$(cat $(dir $(PROFILE))rustc), which names functions otherwise than this one: make profile"
+endif
 	$(RELEASE) -p duet-node -p duet-cli
 
 ifneq ($(PROFILE),)
-$(PROFDATA): $(PROFILE)
+$(PROFDATA):
 	@mkdir -p $(@D)
-	gzip -dc $(PROFILE) >$@
-	@[ "$$(rustc --version)" = "$$(cat $(dir $(PROFILE))rustc)" ] || \
-	 echo "the profile is of $$(cat $(dir $(PROFILE))rustc), which names functions otherwise than this one: make profile"
+	gzip -dc $(PROFILE) >$@.part && mv $@.part $@
 endif
 
 # Build scripts and macros leave counts, too: nobody wants those.
