@@ -458,6 +458,11 @@ impl Handle {
         answer.await.unwrap_or(Err(SpaceError::Stopped))
     }
 
+    /// Completes at the next change of what a replica durably is or holds; `None` if it is not here.
+    pub fn news(&self, id: SpaceId) -> Option<impl Future<Output = ()> + use<>> {
+        self.board.spaces().get(&id).map(|window| window.news())
+    }
+
     /// How one replica stands in a change of members or at the end of its epoch; `None` if it is not here or has
     /// failed.
     pub async fn standing(&self, id: SpaceId) -> Option<Standing> {

@@ -413,7 +413,7 @@ impl Handle {
         self.ask(|reply| Command::SetMembers { id: GroupId { namespace, epoch }, voters, reply }).await
     }
 
-    /// Starts an election at once.
+    /// Starts an election at once, unless the votes of one are being counted.
     ///
     /// # Errors
     /// If there is no such replica here.

@@ -44,6 +44,8 @@ const CAMPAIGNS: u32 = 20;
 /// When a namespace is to be looked at again, though nothing has happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Pace {
+    /// A step was taken: the next one follows.
+    Now,
     /// Writes wait for it.
     AtOnce,
     /// It is unfinished.
@@ -59,6 +61,7 @@ impl Pace {
 
     fn pause(self) -> Option<Duration> {
         match self {
+            Pace::Now => Some(Duration::ZERO),
             Pace::AtOnce => Some(AT_ONCE),
             Pace::Soon => Some(SOON),
             Pace::Settled => None,
@@ -244,7 +247,7 @@ async fn settle(inner: &Inner, id: NamespaceId, track: &mut Track) -> Result<Pac
     track.see(record);
     let before = passage::cross(inner, name, record, track).await?;
     let pace = match record.mode {
-        _ if before == Pace::AtOnce => Pace::AtOnce,
+        _ if before <= Pace::AtOnce => before,
         Mode::Strong => groups::settle(inner, name, entry, track).await?,
         Mode::Eventual => spaces::settle(inner, name, entry, track).await?,
     };

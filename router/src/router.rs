@@ -298,7 +298,7 @@ impl Inner {
     }
 
     /// Waits until the view is as asked; `None` at the deadline.
-    async fn until(&self, deadline: Instant, holds: impl Fn(&View) -> bool) -> Option<()> {
+    pub(crate) async fn until(&self, deadline: Instant, holds: impl Fn(&View) -> bool) -> Option<()> {
         loop {
             let seen = self.seen.notified();
             tokio::pin!(seen);

@@ -246,9 +246,10 @@ impl Running {
 
     /// A step is durable: what may be told now.
     pub(crate) fn landed(&mut self, persisting: Persisting, wrote: bool, now: Instant) -> Effects {
+        let news = wrote || persisting.converges(&self.replica);
         let effects = persisting.persisted(&mut self.replica);
         self.in_flight = false;
-        if wrote {
+        if news {
             self.window.open(&self.replica);
         }
         for (_, envelope) in &effects.messages {

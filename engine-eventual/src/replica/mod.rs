@@ -431,6 +431,12 @@ impl Unpersisted {
 }
 
 impl Persisting {
+    /// Whether it is in this step that the replica comes to its end with all others of the base.
+    #[must_use]
+    pub fn converges(&self, replica: &Replica) -> bool {
+        self.converged != replica.converged
+    }
+
     /// What may be told, now that the batch is durable.
     #[must_use]
     pub fn persisted(self, replica: &mut Replica) -> Effects {

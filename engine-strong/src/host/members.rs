@@ -129,6 +129,10 @@ impl Group {
 
     pub(crate) fn campaign(&mut self, cx: &mut Cx<'_>) -> Result<(), GroupError> {
         self.wake(cx, false);
+        // A quorum would have it, and is about to say so: to begin anew would only take longer.
+        if self.raw.raft.state == StateRole::Candidate {
+            return Ok(());
+        }
         self.raw.campaign().map_err(|error| GroupError::Busy { why: error.to_string() })
     }
 

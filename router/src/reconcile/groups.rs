@@ -29,7 +29,7 @@ pub(super) async fn settle(
     let id = record.id;
     let Some(group) = inner.strong.group(id, record.epoch) else {
         create(inner, name, record).await?;
-        return Ok(Pace::Soon);
+        return Ok(Pace::Now);
     };
     if group.leader.is_none() && record.first_leader() == Some(me) && track.campaigns() < CAMPAIGNS {
         if track.may_campaign() {

@@ -27,7 +27,7 @@ const GRACE: Duration = Duration::from_secs(3);
 /// How long a member that is behind waits for the end of its group before it begins blank.
 const BEHIND: Duration = Duration::from_secs(5);
 
-/// Takes the next step of whatever is here of an earlier epoch. [`Pace::AtOnce`]: the present one has to wait for it.
+/// Takes the next step of whatever is here of an earlier epoch. At once or sooner: the present one has to wait for it.
 pub(super) async fn cross(
     inner: &Inner,
     name: &NamespaceName,
@@ -63,7 +63,7 @@ async fn from_space(
         }
         inner.eventual.retire(id).await?;
         failpoint("switch.retired");
-        return Ok(Pace::AtOnce);
+        return Ok(Pace::Now);
     }
     // The epoch has ended without this member.
     let standing = inner.eventual.standing(id).await;
@@ -74,7 +74,7 @@ async fn from_space(
     failpoint("late.stashed");
     inner.eventual.remove(id).await?;
     tracing::info!(namespace = %name, %id, epoch = %record.epoch, "the epoch ended without this member; it begins anew");
-    Ok(Pace::AtOnce)
+    Ok(Pace::Now)
 }
 
 /// The group of the present epoch, over the records that the eventual one has left in place.
@@ -165,14 +165,14 @@ async fn from_group(
         tracing::info!(namespace = %name, epoch = %record.epoch, keys = state.keys, "eventual, over what was in place");
         failpoint("switch.opened");
         inner.placed.notify_waiters();
-        return Ok(Pace::AtOnce);
+        return Ok(Pace::Now);
     }
     if follows && track.in_epoch() < BEHIND {
         return Ok(Pace::AtOnce);
     }
     inner.strong.remove(id.namespace, id.epoch).await?;
     tracing::info!(namespace = %name, %id, epoch = %record.epoch, "behind by too much; it begins anew");
-    Ok(Pace::AtOnce)
+    Ok(Pace::Now)
 }
 
 /// The base of the present epoch, if that is what is in place.

@@ -2,14 +2,15 @@
 
 use duet_engine_eventual::{SpaceError, SpaceId, SpaceSpec, Standing, Start};
 use duet_proto::{NamespaceId, NamespaceName};
+use tokio::time::Instant;
 
-use super::{EngineError, Pace, carry_out, track::Track};
+use super::{AT_ONCE, EngineError, Pace, carry_out, track::Track};
 use crate::{
     catalog::{Held, NamespaceRecord, NamespaceState, Step, Switch},
     failpoint::failpoint,
     plan::{self, Came, Moment, Stand},
     router::Inner,
-    view::Entry,
+    view::{Entry, View},
 };
 
 /// Takes the next step of a replica that is to be here.
@@ -41,13 +42,21 @@ pub(super) async fn settle(
     if record.state == NamespaceState::Stable && record.attempts == 0 {
         return Ok(Pace::Settled);
     }
+    // Before the look, so that what happens after it is not missed.
+    let news = inner.eventual.news(id);
     let Some(standing) = inner.eventual.standing(id).await else { return Ok(Pace::Soon) };
     let standing = fence(inner, record, id, standing).await?;
     match &record.state {
         NamespaceState::Stable => Ok(Pace::settled(standing.fence.is_none())),
         NamespaceState::Switching(switch) => {
+            let converging =
+                matches!(switch.step, Step::Converging { .. }) && standing.converged != Some(record.attempts);
             let came = came(inner, record, switch, standing)?;
             advance(inner, name, entry, &came, track).await;
+            if converging && let Some(news) = news {
+                either(inner, name, entry, news).await;
+                return Ok(Pace::Now);
+            }
             Ok(if record.fence().is_some() { Pace::AtOnce } else { Pace::Soon })
         }
         _ => {
@@ -111,6 +120,16 @@ fn came(inner: &Inner, record: &NamespaceRecord, switch: &Switch, standing: Stan
     let held = Held { last: base.last, digest: base.digest, keys: base.keys, frontier: standing.frontier, answers };
     let Standing { near, fence, converged, .. } = standing;
     Ok(Came::Eventual { near, fence, converged, held: Box::new(held) })
+}
+
+/// Waits for news of the replica, or of the entry; not for long.
+async fn either(inner: &Inner, name: &NamespaceName, entry: &Entry<NamespaceRecord>, news: impl Future<Output = ()>) {
+    let other = |view: &View| view.namespace(name).is_none_or(|now| now.stamp != entry.stamp);
+    tokio::select! {
+        biased;
+        () = news => {}
+        _ = inner.until(Instant::now() + AT_ONCE, other) => {}
+    }
 }
 
 /// Says what the replica has come to, and takes the step that this completes.

@@ -8,8 +8,10 @@ use tokio::time::Instant;
 use super::EngineError;
 use crate::catalog::{NamespaceRecord, NamespaceState};
 
-/// The time between two candidacies.
+/// The time between two candidacies, in the end.
 const CAMPAIGN: Duration = Duration::from_millis(100);
+/// That after the first, which may have come before the others had set up their replicas; it doubles.
+const EAGER: Duration = Duration::from_millis(10);
 
 /// What a switch does to writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,7 +73,8 @@ impl Track {
 
     /// Whether the last candidacy is long enough ago; the next one counts from now.
     pub(super) fn may_campaign(&mut self) -> bool {
-        if self.campaigned.is_some_and(|at| at.elapsed() < CAMPAIGN) {
+        let pause = CAMPAIGN.min(EAGER * (1 << self.campaigns.saturating_sub(1).min(7)));
+        if self.campaigned.is_some_and(|at| at.elapsed() < pause) {
             return false;
         }
         self.campaigned = Some(Instant::now());

@@ -5,6 +5,10 @@ use duet_proto::{
     SessionId, SwitchInfo, SwitchStep, Token, Try,
 };
 
+use std::time::Duration;
+
+use tokio::time::Instant;
+
 use super::harness::{Cluster, name, request};
 
 async fn ask(cluster: &Cluster, at: u32, to: Mode, without: &[u32]) {
@@ -89,6 +93,29 @@ async fn there_and_back_under_load_nothing_is_lost() {
         let before = entries.iter().filter(|entry| entry.stamp.epoch < Epoch(5)).count() as u64;
         assert_eq!((info.base.unwrap().keys, entries.len()), (before, 29 + 80));
         assert!(before >= 29 + 80 - 20);
+    }
+}
+
+/// Each step follows as soon as the one before it is known. The clock is virtual: messages take no time, a sync takes a
+/// millisecond, and there are sixteen of them one after the other, six on the way back.
+#[tokio::test(start_paused = true)]
+async fn nobody_rests_while_writes_wait() {
+    let cluster = Cluster::start(3).await;
+    cluster.create_eventual(1, "n", &[], 1).await;
+    for (to, most) in [(Mode::Strong, 20), (Mode::Eventual, 8), (Mode::Strong, 20)] {
+        cluster.put(1, "n", "a", "1").await;
+        agree(&cluster, &[1, 2, 3]).await;
+        ask(&cluster, 1, to, &[]).await;
+        let (mut longest, mut over) = (Duration::ZERO, false);
+        while !over {
+            // One more when it is over: the new epoch has to be there for it.
+            over = cluster.nodes[&1].router.view().namespace(&name("n")).unwrap().record.mode == to;
+            let began = Instant::now();
+            cluster.put(1, "n", "a", "2").await;
+            longest = longest.max(began.elapsed());
+        }
+        assert!(longest <= Duration::from_millis(most), "to {to}: {longest:?}");
+        switched(&cluster, &[1, 2, 3], to).await;
     }
 }
 

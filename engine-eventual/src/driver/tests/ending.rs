@@ -32,13 +32,15 @@ impl Cluster {
     }
 
     async fn converged(&self, at: u32, attempt: u64) {
-        for _ in 0..3000 {
-            if self.standing(at, ID).await.converged == Some(attempt) {
+        loop {
+            let news = self.handle(at).news(ID).unwrap();
+            let standing = self.standing(at, ID).await;
+            if standing.converged == Some(attempt) {
                 return;
             }
-            tokio::time::sleep(Duration::from_millis(1)).await;
+            let told = tokio::time::timeout(Duration::from_secs(3), news).await;
+            assert!(told.is_ok(), "{at} has no news: {standing:?}");
         }
-        panic!("{at}: {:?}", self.standing(at, ID).await);
     }
 
     async fn put_all(&self, at: u32, keys: &[&str]) {
