@@ -17,7 +17,7 @@ use tokio::{
 };
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::machine::{self, Base, Position, Sessions, State, Verdict, answer_key, get, state_key};
+use crate::machine::{self, Base, Position, Sessions, State, Verdict, get, state_key};
 
 /// Which group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -365,9 +365,8 @@ impl Handle {
         let snapshot = self.store.snapshot();
         let view: &dyn duet_store::View = &*snapshot;
         let Some(state) = get::<State>(view, &state_key(namespace))? else { return Ok(None) };
-        let (from, to) = layout::prefix_range(answer_key(namespace, &[]));
         let mut hash = Xxh3::new();
-        for row in view.scan(Family::Namespace, &from, Some(&to))? {
+        for row in machine::answers(view, namespace)? {
             let (key, value) = row?;
             hash.update(&key);
             hash.update(&value);

@@ -12,7 +12,7 @@ use duet_store::{Batch, Family, StoreError, View, layout};
 use super::{
     Applied, Command, Committed, Group, Machine, MachineError, Position, Seal, State, Write, put,
     read::load,
-    rows::answer_key,
+    rows::{answer_key, note_answers},
     sessions::{self, Bounds, Remembered, Sessions, Verdict},
     state_key,
 };
@@ -42,6 +42,7 @@ impl Machine {
             listed: BTreeMap::new(),
             answers: BTreeMap::new(),
             forgotten: Vec::new(),
+            ends: false,
         };
         let mut applied = Vec::new();
         for entry in entries {
@@ -78,6 +79,8 @@ struct Step<'a> {
     answers: BTreeMap<Position, Vec<Remembered>>,
     /// The answers whose rows were there before and are to go.
     forgotten: Vec<Position>,
+    /// The epoch ends in it.
+    ends: bool,
 }
 
 impl Step<'_> {
@@ -107,7 +110,7 @@ impl Step<'_> {
     fn seal(&mut self, next: Epoch) -> Result<Outcome, Error> {
         let Position { epoch, index } = self.state.applied;
         match self.state.sealed {
-            None if next > epoch => self.state.sealed = Some(Seal { next, index }),
+            None if next > epoch => (self.state.sealed, self.ends) = (Some(Seal { next, index }), true),
             Some(seal) if seal.next == next => {}
             other => {
                 let other = other.map_or_else(String::new, |seal| format!(": it is, for epoch {}", seal.next));
@@ -352,6 +355,9 @@ impl Step<'_> {
         }
         for position in self.forgotten {
             batch.delete(Family::Namespace, answer_key(namespace, &position.to_bytes()));
+        }
+        if self.ends {
+            note_answers(batch, namespace, self.sessions.positions());
         }
         put(batch, state_key(namespace), self.state);
     }

@@ -39,7 +39,10 @@ pub use self::{
 };
 pub(crate) use self::{
     read::after,
-    rows::{answer_key, answer_position, clear, decode, drop_answers, get, install_key, put, staging, state_key},
+    rows::{
+        answer_key, answer_position, answers, clear, decode, drop_answers, forget_noted, get, install_key, put,
+        staging, state_key,
+    },
     sessions::{Remembered, Sessions, Verdict, recall},
 };
 
@@ -246,6 +249,7 @@ impl Machine {
         } else {
             Sessions::open(view, group.namespace)?
         };
+        forget_noted(batch, group.namespace);
         put(batch, state_key(group.namespace), &base);
         Ok(Machine { group, state: base, sessions, bounds: Bounds::default() })
     }

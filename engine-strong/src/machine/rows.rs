@@ -13,6 +13,8 @@ const STATE: u8 = 0x10;
 const ANSWER: u8 = 0x11;
 /// The progress of an install; nothing after it.
 const INSTALL: u8 = 0x12;
+/// Where the answers lie that an epoch has ended with; nothing after it.
+const ENDED: u8 = 0x13;
 /// Set in the id of the namespace under which a snapshot is staged. The catalog counts ids from one.
 const STAGING: u64 = 1 << 63;
 
@@ -64,6 +66,47 @@ pub(crate) fn answer_key(namespace: NamespaceId, position: &[u8]) -> Bytes {
     layout::namespace_key(namespace, ANSWER, position)
 }
 
+fn ended_key(namespace: NamespaceId) -> Bytes {
+    layout::namespace_key(namespace, ENDED, &[])
+}
+
+/// Notes where the answers lie that the epoch has ended with: nothing is added to them any more, and to look for them would
+/// mean to pass all that were there and are gone, which the store does one by one.
+pub(crate) fn note_answers<'a>(
+    batch: &mut Batch,
+    namespace: NamespaceId,
+    positions: impl Iterator<Item = &'a Position>,
+) {
+    put(batch, ended_key(namespace), &positions.collect::<Vec<_>>());
+}
+
+/// Another epoch begins: answers are added again.
+pub(crate) fn forget_noted(batch: &mut Batch, namespace: NamespaceId) {
+    batch.delete(Family::Namespace, ended_key(namespace));
+}
+
+/// The rows of all answers, in their order.
+pub(crate) fn answers(
+    view: &dyn View,
+    namespace: NamespaceId,
+) -> Result<impl Iterator<Item = Result<(Bytes, Bytes), StoreError>> + '_, StoreError> {
+    let noted = get::<Vec<Position>>(view, &ended_key(namespace))?;
+    let all = match &noted {
+        Some(_) => None,
+        None => {
+            let (from, to) = layout::prefix_range(answer_key(namespace, &[]));
+            Some(view.scan(Family::Namespace, &from, Some(&to))?)
+        }
+    };
+    // One may have gone since, by an entry behind the seal.
+    let some = noted.into_iter().flatten().filter_map(move |position| {
+        let key = answer_key(namespace, &position.to_bytes());
+        let row = view.get(Family::Namespace, &key).transpose()?;
+        Some(row.map(|value| (key, value)))
+    });
+    Ok(all.into_iter().flatten().chain(some))
+}
+
 /// The bytes of a position at the end of an answer's key.
 pub(crate) fn answer_position(key: &Bytes) -> Result<Bytes, StoreError> {
     match key.len().checked_sub(Position::LEN) {
@@ -104,6 +147,7 @@ pub(crate) fn get<T: DeserializeOwned>(view: &dyn View, key: &[u8]) -> Result<Op
 pub(crate) fn drop_answers(batch: &mut Batch, namespace: NamespaceId) {
     let (from, to) = layout::prefix_range(answer_key(namespace, &[]));
     batch.delete_range(Family::Namespace, from, to);
+    forget_noted(batch, namespace);
 }
 
 /// Removes every record, with the list of tombstones, and every answer of a namespace.

@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, btree_map::Entry};
 
 use bytes::Bytes;
 use duet_proto::{Error, NamespaceId, Outcome, SessionId, Try, limits};
-use duet_store::{Family, StoreError, View, layout};
+use duet_store::{StoreError, View, layout};
 use serde::{Deserialize, Serialize};
 
 use super::rows::{self, Position};
@@ -81,8 +81,7 @@ impl Sessions {
     /// Builds the index from the rows.
     pub(crate) fn open(view: &dyn View, namespace: NamespaceId) -> Result<Sessions, StoreError> {
         let mut sessions = Sessions::default();
-        let (from, to) = layout::prefix_range(rows::answer_key(namespace, &[]));
-        for row in view.scan(Family::Namespace, &from, Some(&to))? {
+        for row in rows::answers(view, namespace)? {
             let (key, value) = row?;
             let (position, row) = decode(&key, &value)?;
             for remembered in &row {
@@ -90,6 +89,11 @@ impl Sessions {
             }
         }
         Ok(sessions)
+    }
+
+    /// Where there are answers.
+    pub(crate) fn positions(&self) -> impl Iterator<Item = &Position> {
+        self.by_position.keys()
     }
 
     /// Sessions, and answers of all of them.

@@ -13,7 +13,10 @@ use duet_proto::{
 use duet_store::{Store, layout, memory::MemoryStore};
 use proptest::prelude::*;
 
-use super::{rows::encode, *};
+use super::{
+    rows::{encode, note_answers},
+    *,
+};
 
 /// Small enough that random entries run into both.
 const SESSIONS: usize = 3;
@@ -526,6 +529,45 @@ fn nothing_comes_after_a_seal_but_answers_to_what_came_before() {
     let applied = apply(&mut machine, &store, &[put_entry(2, "b", "1", 2), put_entry(3, "b", "1", 2)]);
     assert!(applied[0].result.is_ok());
     assert_eq!(applied[0].result, applied[1].result);
+}
+
+proptest! {
+    /// What an epoch has ended with is found without looking for it, whatever comes behind the seal; and no longer once
+    /// the next epoch adds to it.
+    #[test]
+    fn the_answers_of_an_epoch_that_is_over_are_known(before in steps(40), behind in steps(20)) {
+        let store = MemoryStore::new();
+        let mut machine = create(&store);
+        let (entries, ..) = build(&before);
+        let last = entries.len() as u64;
+        apply(&mut machine, &store, &entries);
+        apply(&mut machine, &store, &[entry(last + 1, |request| Command::Seal { request, next: Epoch(2) })]);
+        let renumbered = |entry: Committed| Committed { index: last + 1 + entry.index, ..entry };
+        apply(&mut machine, &store, &build(&behind).0.into_iter().map(renumbered).collect::<Vec<_>>());
+
+        let known = || Sessions::open(&*store, NamespaceId(7)).unwrap();
+        let noted = known();
+        prop_assert_eq!(&noted, machine.sessions());
+        let mut batch = Batch::new();
+        batch.put(Family::Namespace, answer_key(NamespaceId(7), &[0; 12]), "nobody comes across it");
+        store.write(batch).unwrap();
+        prop_assert_eq!(&known(), &noted);
+        let mut batch = Batch::new();
+        batch.delete(Family::Namespace, answer_key(NamespaceId(7), &[0; 12]));
+        forget_noted(&mut batch, NamespaceId(7));
+        store.write(batch).unwrap();
+        prop_assert_eq!(&known(), &noted, "looked for");
+
+        let mut batch = Batch::new();
+        let sealed = *machine.state();
+        note_answers(&mut batch, NamespaceId(7), machine.sessions().positions());
+        let later = Group { epoch: Epoch(2), ..group() };
+        let base = State::over(sealed.base(), Epoch(2), Some(&sealed));
+        let mut machine = Machine::create(&*store, later, base, false, &mut batch).unwrap();
+        store.write(batch).unwrap();
+        apply(&mut machine, &store, &[put_entry(1, "new", "1", 1000)]);
+        prop_assert_eq!(&known(), machine.sessions());
+    }
 }
 
 #[test]
