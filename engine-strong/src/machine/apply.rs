@@ -357,7 +357,7 @@ impl Step<'_> {
             batch.delete(Family::Namespace, answer_key(namespace, &position.to_bytes()));
         }
         if self.ends {
-            note_answers(batch, namespace, self.sessions.positions());
+            note_answers(batch, namespace, self.state.applied.epoch, self.sessions.positions());
         }
         put(batch, state_key(namespace), self.state);
     }

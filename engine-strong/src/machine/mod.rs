@@ -40,8 +40,7 @@ pub use self::{
 pub(crate) use self::{
     read::after,
     rows::{
-        answer_key, answer_position, answers, clear, decode, drop_answers, forget_noted, get, install_key, put,
-        staging, state_key,
+        answer_key, answer_position, answers, clear, decode, drop_answers, get, install_key, put, staging, state_key,
     },
     sessions::{Remembered, Sessions, Verdict, recall},
 };
@@ -249,7 +248,6 @@ impl Machine {
         } else {
             Sessions::open(view, group.namespace)?
         };
-        forget_noted(batch, group.namespace);
         put(batch, state_key(group.namespace), &base);
         Ok(Machine { group, state: base, sessions, bounds: Bounds::default() })
     }

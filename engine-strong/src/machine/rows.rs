@@ -6,8 +6,10 @@ use duet_proto::{Epoch, NamespaceId};
 use duet_store::{Batch, Family, StoreError, View, layout};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use super::State;
+
 const VERSION: u8 = 1;
-/// The [`State`](super::State) of the machine; nothing after it.
+/// The [`State`] of the machine; nothing after it.
 const STATE: u8 = 0x10;
 /// An answer of the exactly-once table; then its [`Position`].
 const ANSWER: u8 = 0x11;
@@ -70,19 +72,15 @@ fn ended_key(namespace: NamespaceId) -> Bytes {
     layout::namespace_key(namespace, ENDED, &[])
 }
 
-/// Notes where the answers lie that the epoch has ended with: nothing is added to them any more, and to look for them would
+/// Notes where the answers lie that an epoch has ended with: nothing is added to them any more, and to look for them would
 /// mean to pass all that were there and are gone, which the store does one by one.
 pub(crate) fn note_answers<'a>(
     batch: &mut Batch,
     namespace: NamespaceId,
+    epoch: Epoch,
     positions: impl Iterator<Item = &'a Position>,
 ) {
-    put(batch, ended_key(namespace), &positions.collect::<Vec<_>>());
-}
-
-/// Another epoch begins: answers are added again.
-pub(crate) fn forget_noted(batch: &mut Batch, namespace: NamespaceId) {
-    batch.delete(Family::Namespace, ended_key(namespace));
+    put(batch, ended_key(namespace), &(epoch, positions.collect::<Vec<_>>()));
 }
 
 /// The rows of all answers, in their order.
@@ -90,7 +88,10 @@ pub(crate) fn answers(
     view: &dyn View,
     namespace: NamespaceId,
 ) -> Result<impl Iterator<Item = Result<(Bytes, Bytes), StoreError>> + '_, StoreError> {
-    let noted = get::<Vec<Position>>(view, &ended_key(namespace))?;
+    let noted = get::<(Epoch, Vec<Position>)>(view, &ended_key(namespace))?;
+    // It outlives the epoch that it is about.
+    let state = get::<State>(view, &state_key(namespace))?.filter(|state| state.sealed.is_some());
+    let noted = noted.filter(|(epoch, _)| state.is_some_and(|state| state.applied.epoch == *epoch));
     let all = match &noted {
         Some(_) => None,
         None => {
@@ -99,7 +100,7 @@ pub(crate) fn answers(
         }
     };
     // One may have gone since, by an entry behind the seal.
-    let some = noted.into_iter().flatten().filter_map(move |position| {
+    let some = noted.into_iter().flat_map(|(_, positions)| positions).filter_map(move |position| {
         let key = answer_key(namespace, &position.to_bytes());
         let row = view.get(Family::Namespace, &key).transpose()?;
         Some(row.map(|value| (key, value)))
@@ -147,7 +148,7 @@ pub(crate) fn get<T: DeserializeOwned>(view: &dyn View, key: &[u8]) -> Result<Op
 pub(crate) fn drop_answers(batch: &mut Batch, namespace: NamespaceId) {
     let (from, to) = layout::prefix_range(answer_key(namespace, &[]));
     batch.delete_range(Family::Namespace, from, to);
-    forget_noted(batch, namespace);
+    batch.delete(Family::Namespace, ended_key(namespace));
 }
 
 /// Removes every record, with the list of tombstones, and every answer of a namespace.

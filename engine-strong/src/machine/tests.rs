@@ -554,13 +554,13 @@ proptest! {
         prop_assert_eq!(&known(), &noted);
         let mut batch = Batch::new();
         batch.delete(Family::Namespace, answer_key(NamespaceId(7), &[0; 12]));
-        forget_noted(&mut batch, NamespaceId(7));
+        note_answers(&mut batch, NamespaceId(7), Epoch(0), [].iter());
         store.write(batch).unwrap();
-        prop_assert_eq!(&known(), &noted, "looked for");
+        prop_assert_eq!(&known(), &noted, "looked for: what is noted is of another epoch");
 
         let mut batch = Batch::new();
         let sealed = *machine.state();
-        note_answers(&mut batch, NamespaceId(7), machine.sessions().positions());
+        note_answers(&mut batch, NamespaceId(7), Epoch(1), machine.sessions().positions());
         let later = Group { epoch: Epoch(2), ..group() };
         let base = State::over(sealed.base(), Epoch(2), Some(&sealed));
         let mut machine = Machine::create(&*store, later, base, false, &mut batch).unwrap();
