@@ -1,13 +1,12 @@
 //! A namespace goes from one mode to the other while it is written to.
 
+use std::time::Duration;
+
 use duet_proto::{
     Admin, DataRequest, Epoch, Error, KeyRange, LateState, Mode, Mutation, NodeId, Op, Outcome, Response, ScanLimit,
     SessionId, SwitchInfo, SwitchStep, Token, Try,
 };
-
-use std::time::Duration;
-
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use super::harness::{Cluster, name, request};
 
@@ -50,7 +49,7 @@ async fn agree(cluster: &Cluster, nodes: &[u32]) {
         if last.windows(2).all(|two| two[0] == two[1]) {
             return;
         }
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        sleep(Duration::from_millis(10)).await;
     }
     panic!("they do not agree: {last:?}");
 }
@@ -131,7 +130,7 @@ async fn a_member_that_is_away_is_waited_for_while_writes_go_on() {
     cluster.until(|_| true).await;
     for n in 0..50 {
         cluster.put(1, "n", &format!("b{n}"), "v").await;
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        sleep(Duration::from_millis(100)).await;
     }
     let progress = show(&cluster, 2).await.progress.unwrap();
     assert_eq!((progress.step, progress.attempts), (SwitchStep::Gathering, 0), "no write had to wait");
@@ -192,7 +191,7 @@ async fn who_was_left_out_brings_its_writes_late() {
         if replica(&cluster, 1).await.tombstones == 0 {
             return;
         }
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        sleep(Duration::from_millis(10)).await;
     }
     panic!("the tombstones are kept for nobody");
 }
@@ -213,7 +212,7 @@ async fn who_is_not_waited_for_any_more_keeps_its_writes_to_itself() {
         if replica(&cluster, 1).await.tombstones + replica(&cluster, 2).await.tombstones == 0 {
             break;
         }
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        sleep(Duration::from_millis(10)).await;
     }
     cluster.isolate(3, false);
     switched(&cluster, &[3], Mode::Strong).await;
@@ -226,7 +225,7 @@ async fn who_is_not_waited_for_any_more_keeps_its_writes_to_itself() {
             assert_eq!(show(&cluster, 1).await.history[0].forgotten, [NodeId(3)]);
             return;
         }
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        sleep(Duration::from_millis(10)).await;
     }
     panic!("its late write is not refused");
 }
@@ -241,7 +240,7 @@ async fn a_strong_epoch_ends_with_any_quorum_and_whoever_was_away_begins_anew() 
     ask(&cluster, 1, Mode::Eventual, &[]).await;
     switched(&cluster, &[1, 2], Mode::Eventual).await;
     cluster.put(2, "n", "c", "3").await;
-    tokio::time::sleep(std::time::Duration::from_secs(10)).await;
+    sleep(Duration::from_secs(10)).await;
     cluster.isolate(3, false);
     switched(&cluster, &[3], Mode::Eventual).await;
     for (key, value) in [("a", "1"), ("b", "2"), ("c", "3")] {
@@ -268,7 +267,7 @@ async fn a_switch_survives_the_crash_of_everybody_at_every_step() {
                 cluster.put(1 + n % 3, "n", &format!("k{n}"), "v").await;
             }
             ask(&cluster, 1, to, &[]).await;
-            tokio::time::sleep(std::time::Duration::from_millis(after_ms)).await;
+            sleep(Duration::from_millis(after_ms)).await;
             for at in 1..=3 {
                 cluster.crash(at);
             }
