@@ -108,13 +108,16 @@ pub(crate) fn tombstone_stamp(key: &[u8]) -> Result<Stamp, StoreError> {
 
 /// The rows of an epoch's index beyond a frontier, in order of origin and time.
 ///
-/// The index is ordered so that one seek per origin skips what the frontier covers.
+/// It is read in pieces, none of which touches what the frontier covers: beyond the last covered row of an origin up to the
+/// next one of the frontier. Most rows that were there are gone, superseded or forgotten, and a store passes the traces of
+/// all of them, one after the other, where a scan leads it through.
 pub(crate) struct Beyond<'a> {
     view: &'a dyn View,
     id: (NamespaceId, Epoch),
     frontier: &'a Frontier,
-    end: Bytes,
     scan: Scan<'a>,
+    /// Where the next piece begins.
+    next: Option<NodeId>,
 }
 
 impl<'a> Beyond<'a> {
@@ -125,21 +128,21 @@ impl<'a> Beyond<'a> {
         frontier: &'a Frontier,
         (origin, hlc): (NodeId, Hlc),
     ) -> Result<Beyond<'a>, StoreError> {
-        let end = layout::after_prefix(&layout::group_prefix(id.0, id.1));
-        let scan = view.scan(Family::Origin, &layout::origin_key(id.0, id.1, origin, hlc), Some(&end))?;
-        Ok(Beyond { view, id, frontier, end, scan })
+        let from = layout::origin_key(id.0, id.1, origin, hlc.max(frontier.get(origin).next()));
+        let next = frontier.iter().map(|(known, _)| known).find(|known| *known > origin);
+        let end = || layout::after_prefix(&layout::group_prefix(id.0, id.1));
+        let to = next.map_or_else(end, |next| layout::origin_key(id.0, id.1, next, Hlc::ZERO));
+        Ok(Beyond { view, id, frontier, scan: view.scan(Family::Origin, &from, Some(&to))?, next })
     }
 
     fn find(&mut self) -> Result<Option<(NodeId, Hlc, Bytes)>, StoreError> {
         loop {
-            let Some((row, key)) = self.scan.next().transpose()? else { return Ok(None) };
-            let (_, _, origin, hlc) = layout::split_origin_key(&row)?;
-            let covered = self.frontier.get(origin);
-            if hlc > covered {
+            if let Some((row, key)) = self.scan.next().transpose()? {
+                let (_, _, origin, hlc) = layout::split_origin_key(&row)?;
                 return Ok(Some((origin, hlc, key)));
             }
-            let from = layout::origin_key(self.id.0, self.id.1, origin, covered.next());
-            self.scan = self.view.scan(Family::Origin, &from, Some(&self.end))?;
+            let Some(next) = self.next else { return Ok(None) };
+            *self = Beyond::new(self.view, self.id, self.frontier, (next, Hlc::ZERO))?;
         }
     }
 }
@@ -160,4 +163,64 @@ pub(crate) fn next_beyond(
     at: (NodeId, Hlc),
 ) -> Result<Option<(NodeId, Hlc, Bytes)>, StoreError> {
     Beyond::new(view, id, frontier, at)?.next().transpose()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use duet_store::{Batch, Store, memory::MemoryStore};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const ID: (NamespaceId, Epoch) = (NamespaceId(7), Epoch(2));
+
+    /// Notes what is scanned.
+    struct Watched<'a>(&'a MemoryStore, Mutex<Vec<(Bytes, Bytes)>>);
+
+    impl View for Watched<'_> {
+        fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+            self.0.get(family, key)
+        }
+
+        fn scan(&self, family: Family, from: &[u8], to: Option<&[u8]>) -> Result<Scan<'_>, StoreError> {
+            let range = (Bytes::copy_from_slice(from), Bytes::copy_from_slice(to.unwrap()));
+            self.1.lock().unwrap().push(range);
+            self.0.scan(family, from, to)
+        }
+
+        fn scan_reverse(&self, family: Family, from: &[u8], to: Option<&[u8]>) -> Result<Scan<'_>, StoreError> {
+            self.0.scan_reverse(family, from, to)
+        }
+    }
+
+    fn key(origin: u32, hlc: u64) -> Bytes {
+        layout::origin_key(ID.0, ID.1, NodeId(origin), Hlc(hlc))
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_that_the_frontier_covers_is_touched(
+            rows in prop::collection::btree_set((1..6u32, 1..9u64), 0..30),
+            covered in prop::collection::btree_map(1..6u32, 1..9u64, 0..5),
+            at in (0..7u32, 0..10u64),
+        ) {
+            let (store, mut batch) = (MemoryStore::new(), Batch::new());
+            rows.iter().for_each(|(origin, hlc)| batch.put(Family::Origin, key(*origin, *hlc), "k"));
+            store.write(batch).unwrap();
+            let frontier: Frontier = covered.iter().map(|(origin, hlc)| (NodeId(*origin), Hlc(*hlc))).collect();
+            let view = Watched(&store, Mutex::default());
+            let beyond = Beyond::new(&view, ID, &frontier, (NodeId(at.0), Hlc(at.1))).unwrap();
+            let found: Vec<_> = beyond.map(|row| row.unwrap()).map(|(origin, hlc, _)| (origin.0, hlc.0)).collect();
+            let lacking = rows.into_iter().filter(|row| *row >= at && row.1 > covered.get(&row.0).copied().unwrap_or(0));
+            prop_assert_eq!(found, lacking.collect::<Vec<_>>());
+            for (from, to) in view.1.into_inner().unwrap() {
+                for (origin, hlc) in &covered {
+                    let apart = to <= key(*origin, 1) || key(*origin, *hlc) < from;
+                    prop_assert!(apart, "{:?} to {:?} leads through {}", from, to, origin);
+                }
+            }
+        }
+    }
 }

@@ -20,6 +20,8 @@ pub(crate) struct Table<'a> {
     epoch: Epoch,
     pub(crate) batch: Batch,
     over: BTreeMap<Bytes, Option<Record>>,
+    /// The lowest stamp that the step has listed among the tombstones.
+    pub(crate) listed: Option<Stamp>,
 }
 
 /// What became of a record that was to be merged.
@@ -54,7 +56,7 @@ pub(crate) fn read(view: &dyn View, namespace: NamespaceId, key: &[u8]) -> Resul
 
 impl<'a> Table<'a> {
     pub(crate) fn new(view: &'a dyn View, (namespace, epoch): (NamespaceId, Epoch)) -> Table<'a> {
-        Table { view, namespace, epoch, batch: Batch::new(), over: BTreeMap::new() }
+        Table { view, namespace, epoch, batch: Batch::new(), over: BTreeMap::new(), listed: None }
     }
 
     /// What a key holds within the step.
@@ -112,6 +114,7 @@ impl<'a> Table<'a> {
                     self.batch.put(Family::Origin, self.index_key(record.stamp), key.clone());
                 }
                 if record.body == Body::Tombstone {
+                    self.listed = Some(self.listed.map_or(record.stamp, |lowest| lowest.min(record.stamp)));
                     self.batch.put(
                         Family::Namespace,
                         layout::tombstone_key(self.namespace, record.stamp),

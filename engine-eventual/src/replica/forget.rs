@@ -1,7 +1,7 @@
 //! Forgetting tombstones: by knowledge, never by a timer.
 
 use duet_proto::Body;
-use duet_store::{Family, StoreError};
+use duet_store::{Family, StoreError, layout};
 
 use super::Step;
 use crate::{
@@ -26,22 +26,28 @@ impl Step<'_> {
             return Ok(());
         }
         let old = self.cx.clock.wall_ms().saturating_sub(500);
-        let (from, to) = tombstones(self.r.namespace);
-        let mut doomed = Vec::new();
+        let from = layout::tombstone_key(self.r.namespace, self.r.listed_from);
+        let (_, to) = tombstones(self.r.namespace);
+        let (mut doomed, mut kept) = (Vec::new(), None);
         for row in self.cx.view.scan(Family::Namespace, &from, Some(&to))?.take(self.r.config.forget_rows) {
             let (row, key) = row?;
             let stamp = tombstone_stamp(&row)?;
             let seen = stamp.epoch < self.r.epoch || horizon.includes(stamp);
             if if by_age { stamp.hlc.millis() < old } else { seen } {
                 doomed.push((key, stamp));
+            } else if kept.is_none() {
+                kept = Some(stamp);
             }
         }
+        let last = doomed.last().map(|(_, stamp)| *stamp);
+        self.r.listed_from = kept.or(last).unwrap_or(self.r.listed_from);
         // What comes later lies beyond this horizon.
         self.r.barren = (doomed.is_empty() && !by_age).then_some(horizon);
         for (key, stamp) in doomed {
             let record = match self.table.get(&key) {
                 Ok(record) => record,
                 Err(ReadError::Record(_)) => {
+                    self.r.listed_from = self.r.listed_from.min(stamp);
                     self.damaged(&key);
                     continue;
                 }

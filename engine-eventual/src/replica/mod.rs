@@ -214,6 +214,8 @@ pub struct Replica {
     heal: Heal,
     /// What everybody held when no tombstone could be forgotten: there is none to be found until they hold more.
     barren: Option<Frontier>,
+    /// No tombstone is listed below it: whoever looks for the oldest need not pass all that was forgotten before.
+    listed_from: Stamp,
     /// Origins with extras that are no members, and what is done about them (rule 7).
     sweep: Option<Sweep>,
     /// The sessions with the members of the base, once they were asked for.
@@ -298,6 +300,7 @@ impl Replica {
             serving: BTreeMap::new(),
             heal: Heal::default(),
             barren: None,
+            listed_from: Stamp::default(),
             sweep: None,
             converge: None,
             converged: None,
@@ -384,6 +387,9 @@ impl Step<'_> {
         self.settle_writes();
         if self.r.meta != self.r.synced {
             self.durable_meta().write(&mut self.table.batch, self.r.namespace, self.r.epoch)?;
+        }
+        if let Some(listed) = self.table.listed {
+            self.r.listed_from = self.r.listed_from.min(listed);
         }
         self.r.in_flight = true;
         let (meta, converged) = (self.r.meta.clone(), self.r.converge.as_ref().and_then(Converge::over));
