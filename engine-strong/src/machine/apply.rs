@@ -38,6 +38,7 @@ impl Machine {
             state: &mut self.state,
             sessions: &mut self.sessions,
             bounds: self.bounds,
+            listed_from: &mut self.listed_from,
             records: BTreeMap::new(),
             listed: BTreeMap::new(),
             answers: BTreeMap::new(),
@@ -71,6 +72,7 @@ struct Step<'a> {
     state: &'a mut State,
     sessions: &'a mut Sessions,
     bounds: Bounds,
+    listed_from: &'a mut Stamp,
     /// The keys written, as they are now.
     records: BTreeMap<Bytes, Option<Record>>,
     /// Rows of the list of tombstones: new ones with their key, and those that go.
@@ -152,7 +154,9 @@ impl Step<'_> {
         }
         self.state.keep_tombstones = false;
         let mut doomed = Vec::new();
-        let (from, to) = layout::prefix_range(layout::tombstone_prefix(self.group.namespace));
+        let namespace = self.group.namespace;
+        let from = layout::tombstone_key(namespace, *self.listed_from);
+        let (_, to) = layout::prefix_range(layout::tombstone_prefix(namespace));
         for row in self.view.scan(Family::Namespace, &from, Some(&to))? {
             let (place, key) = row?;
             // Gone already, by an entry before this one.
@@ -165,8 +169,9 @@ impl Step<'_> {
         }
         for key in doomed {
             let old = self.load(&key)?;
-            if old.as_ref().is_some_and(|old| old.live().is_none()) {
+            if let Some(stamp) = old.as_ref().filter(|old| old.live().is_none()).map(|old| old.stamp) {
                 self.replace(key, old, None);
+                *self.listed_from = stamp;
             }
         }
         Ok(Ok(Outcome::Written(self.state.last)))
@@ -303,6 +308,7 @@ impl Step<'_> {
             Some(new) if new.live().is_some() => state.keys += 1,
             Some(new) => {
                 state.tombstones += 1;
+                *self.listed_from = new.stamp.min(*self.listed_from);
                 self.listed.insert(layout::tombstone_key(self.group.namespace, new.stamp), Some(key.clone()));
             }
             None => {}

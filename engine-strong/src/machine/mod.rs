@@ -224,6 +224,8 @@ pub struct Machine {
     state: State,
     sessions: Sessions,
     bounds: Bounds,
+    /// No tombstone is listed below it: whoever looks for the oldest need not pass all that was dropped before.
+    listed_from: Stamp,
 }
 
 impl Machine {
@@ -249,7 +251,7 @@ impl Machine {
             Sessions::open(view, group.namespace)?
         };
         put(batch, state_key(group.namespace), &base);
-        Ok(Machine { group, state: base, sessions, bounds: Bounds::default() })
+        Ok(Machine { group, state: base, sessions, bounds: Bounds::default(), listed_from: Stamp::default() })
     }
 
     /// The machine as its rows say, or `None` if none was created.
@@ -269,7 +271,7 @@ impl Machine {
             return Err(MachineError::Epoch { expected: group.epoch, found: state.applied.epoch });
         }
         let sessions = Sessions::open(view, group.namespace)?;
-        Ok(Some(Machine { group, state, sessions, bounds: Bounds::default() }))
+        Ok(Some(Machine { group, state, sessions, bounds: Bounds::default(), listed_from: Stamp::default() }))
     }
 
     /// Makes room for a replica that joins over what an earlier epoch left in place, and gets a snapshot.

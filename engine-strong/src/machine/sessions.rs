@@ -196,17 +196,18 @@ impl Sessions {
         self.by_position.entry(position).or_default().push((new.session, new.sequence));
         self.count += 1;
 
-        let kept = session.answers.split_off(&session.answered_below);
-        let received = std::mem::replace(&mut session.answers, kept);
         let mut empty = Vec::new();
-        for (sequence, position) in received {
-            if let Entry::Occupied(mut answers) = self.by_position.entry(position) {
-                answers.get_mut().retain(|answer| *answer != (new.session, sequence));
-                self.count -= 1;
-                if answers.get().is_empty() {
-                    answers.remove();
-                    empty.push(position);
-                }
+        // One by one: `split_off` walks over all that stays.
+        let below = session.answered_below;
+        while let Some(first) = session.answers.first_entry().filter(|first| *first.key() < below) {
+            let (sequence, position) = first.remove_entry();
+            let Entry::Occupied(mut answers) = self.by_position.entry(position) else { continue };
+            let received = answers.get().iter().position(|answer| *answer == (new.session, sequence));
+            received.map(|at| answers.get_mut().remove(at));
+            self.count -= 1;
+            if answers.get().is_empty() {
+                answers.remove();
+                empty.push(position);
             }
         }
         empty
