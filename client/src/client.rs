@@ -323,7 +323,8 @@ impl Shared {
             },
         };
         if space.with(|known| known.mode.is_none()) {
-            self.refresh(deadline).await;
+            // What is rare has no room in every call's future.
+            Box::pin(self.refresh(deadline)).await;
         }
         let write = op.is_write();
         let session = options.exactly_once.then_some(self.session);
@@ -335,7 +336,7 @@ impl Shared {
         loop {
             let (answered, shown) = match trip.run().await {
                 Err(ClientError::Cluster(Error::SessionExpired { floor, .. })) if Instant::now() < deadline => {
-                    self.reposition(&trip, floor).await;
+                    Box::pin(self.reposition(&trip, floor)).await;
                     if round > 0 {
                         tokio::time::sleep_until((Instant::now() + self.backoff(round)).min(deadline)).await;
                     }

@@ -62,17 +62,18 @@ async fn serve(node: Node, mut connection: ClientConnection) {
 async fn answer(node: &Node, role: Role, body: Bytes, reply: ReplySender) {
     let arrived = Instant::now();
     let requests = &node.counters().requests;
-    let (id, asked, response) = match frame::decode::<RequestFrame>(&body) {
+    // Borrowed from here on: whatever is handed on by value lies twice in each future that it goes through.
+    let (id, asked, response) = match &frame::decode::<RequestFrame>(&body) {
         Ok(RequestFrame { id, timeout_ms, request }) => {
-            let asked = requests.asked(&request, |name| node.router().view().namespace(name).is_some());
-            let wait = Duration::from_millis(timeout_ms.into()).min(node.config().timing.request);
+            let asked = requests.asked(request, |name| node.router().view().namespace(name).is_some());
+            let wait = Duration::from_millis((*timeout_ms).into()).min(node.config().timing.request);
             node.counters().in_flight.inc();
             let response = perform(node, role, request, arrived, wait).await;
             node.counters().in_flight.dec();
-            (id, asked, response.unwrap_or_else(Response::Error))
+            (*id, asked, response.unwrap_or_else(Response::Error))
         }
         // The frame's length was right, so the next one can be read: this one alone is refused.
-        Err(error) => (frame::id_of(&body).unwrap_or_default(), requests.malformed(), Response::Error(error)),
+        Err(error) => (frame::id_of(&body).unwrap_or_default(), requests.malformed(), Response::Error(error.clone())),
     };
     requests.answered(&asked, &response, arrived.elapsed());
     reply.send(frame::encode(&ResponseFrame { id, response }));
@@ -81,12 +82,12 @@ async fn answer(node: &Node, role: Role, body: Bytes, reply: ReplySender) {
 async fn perform(
     node: &Node,
     role: Role,
-    request: Request,
+    request: &Request,
     arrived: Instant,
     wait: Duration,
 ) -> Result<Response, Error> {
     node.admit()?;
-    let needed = needed(&request);
+    let needed = needed(request);
     if role < needed {
         return Err(Error::Unauthorized { needed, has: role });
     }
@@ -107,7 +108,7 @@ async fn perform(
             called.map_err(|_| late(writes))?.map(Response::Data)
         }
         Request::Admin(admin) => {
-            let done = Box::pin(router.admin(admin, deadline));
+            let done = Box::pin(router.admin(admin.clone(), deadline));
             timeout_at(deadline + GRACE, done).await.map_err(|_| late(true))?
         }
     }

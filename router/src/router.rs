@@ -143,12 +143,12 @@ impl Router {
     /// # Errors
     /// As the engine answers; [`Error::NamespaceNotFound`] after asking the catalog's quorum; [`Error::NotHere`] with
     /// the members if this node is none; refusals of what is too large, or of touching the catalog.
-    pub async fn call(&self, request: DataRequest, deadline: Instant) -> Result<Answer, Error> {
+    pub async fn call(&self, request: &DataRequest, deadline: Instant) -> Result<Answer, Error> {
         request.op.validate(self.inner.config.value_max)?;
         if request.op.is_write() {
             plan::protect(&request.namespace)?;
         }
-        self.inner.dispatch(&request, deadline).await
+        self.inner.dispatch(request, deadline).await
     }
 
     /// Carries out what an administrator asks for. The caller has checked the role.

@@ -1,6 +1,7 @@
 //! The rows that were used last, in front of a store: most reads, and the look at what a write replaces, need no more.
 
 use std::{
+    iter::repeat_n,
     sync::{
         Arc, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
@@ -87,7 +88,14 @@ struct Row {
 impl Row {
     /// A copy: the bytes given may be a slice of something much larger.
     fn new(key: &[u8], value: &[u8], since: u64) -> Row {
-        Row { bytes: [key, value].concat().into(), key: key.len(), since }
+        // In the place where it stays at once: `concat` would make it elsewhere first.
+        let mut bytes: Arc<[u8]> = repeat_n(0, key.len() + value.len()).collect();
+        if let Some(bytes) = Arc::get_mut(&mut bytes) {
+            let (keys, values) = bytes.split_at_mut(key.len());
+            keys.copy_from_slice(key);
+            values.copy_from_slice(value);
+        }
+        Row { bytes, key: key.len(), since }
     }
 
     /// Its value, if it is the row of this key, and was there at the point `at` already.

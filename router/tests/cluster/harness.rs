@@ -237,12 +237,12 @@ impl Cluster {
     }
 
     async fn call_within(&self, at: u32, namespace: &str, op: Op, patience: Duration) -> Result<Answer, Error> {
-        self.nodes[&at].router.call(request(namespace, op), Instant::now() + patience).await
+        self.nodes[&at].router.call(&request(namespace, op), Instant::now() + patience).await
     }
 
     /// A request as a client of a session makes it.
     pub(crate) async fn ask(&self, at: u32, request: DataRequest) -> Result<Answer, Error> {
-        self.nodes[&at].router.call(request, Instant::now() + PATIENCE).await
+        self.nodes[&at].router.call(&request, Instant::now() + PATIENCE).await
     }
 
     /// Puts, again as long as that does not succeed: the write that was on its way to a leader that died stays unknown.
