@@ -99,13 +99,6 @@ pub(crate) fn tombstones(namespace: NamespaceId) -> (Bytes, Bytes) {
     layout::prefix_range(layout::tombstone_prefix(namespace))
 }
 
-/// The stamp in a key made by [`layout::tombstone_key`].
-pub(crate) fn tombstone_stamp(key: &[u8]) -> Result<Stamp, StoreError> {
-    let bytes = key.get(9..).and_then(|stamp| stamp.try_into().ok());
-    let malformed = || StoreError::corrupt(format!("a tombstone's row under {}", key.escape_ascii()));
-    bytes.map(Stamp::from_bytes).ok_or_else(malformed)
-}
-
 /// The rows of an epoch's index beyond a frontier, in order of origin and time.
 ///
 /// It is read in pieces, none of which touches what the frontier covers: beyond the last covered row of an origin up to the

@@ -137,6 +137,21 @@ pub fn tombstone_prefix(namespace: NamespaceId) -> Bytes {
     namespace_key(namespace, TOMBSTONE, &[])
 }
 
+/// The stamp in a key made by [`tombstone_key`].
+///
+/// # Errors
+/// If it is none.
+pub fn tombstone_stamp(key: &[u8]) -> Result<Stamp, StoreError> {
+    exactly(key, 9 + Stamp::LEN)?;
+    Ok(Stamp::from_bytes(fixed(key, 9)?))
+}
+
+/// The list of a namespace's tombstones from a stamp on, as a range.
+#[must_use]
+pub fn tombstones_from(namespace: NamespaceId, from: Stamp) -> (Bytes, Bytes) {
+    (tombstone_key(namespace, from), after_prefix(&tombstone_prefix(namespace)))
+}
+
 /// In `origin`: which write of which node.
 #[must_use]
 pub fn origin_key(namespace: NamespaceId, epoch: Epoch, origin: NodeId, hlc: Hlc) -> Bytes {
@@ -220,6 +235,12 @@ mod tests {
             let log = |t: (u64, u32, u32, u64)| log_key(NamespaceId(t.0), Epoch(t.1), t.3);
             prop_assert_eq!(log(a).cmp(&log(b)), (a.0, a.1, a.3).cmp(&(b.0, b.1, b.3)));
             prop_assert_eq!(split_log_key(&log(a)), Ok((NamespaceId(a.0), Epoch(a.1), a.3)));
+            let stamp = |t: (u64, u32, u32, u64)| Stamp { epoch: Epoch(t.1), hlc: Hlc(t.3), node: NodeId(t.2) };
+            let listed = |t: (u64, u32, u32, u64)| tombstone_key(NamespaceId(t.0), stamp(t));
+            prop_assert_eq!(listed(a).cmp(&listed(b)), (a.0, stamp(a)).cmp(&(b.0, stamp(b))));
+            prop_assert_eq!(tombstone_stamp(&listed(a)), Ok(stamp(a)));
+            let (from, to) = tombstones_from(NamespaceId(a.0), stamp(a));
+            prop_assert_eq!((from..to).contains(&listed(b)), a.0 == b.0 && stamp(a) <= stamp(b));
         }
 
         #[test]
@@ -235,6 +256,7 @@ mod tests {
         fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..32)) {
             let bytes = Bytes::from(bytes);
             let _ = (split_data_key(&bytes), split_log_key(&bytes), split_origin_key(&bytes), unguard(b"k", &bytes));
+            let _ = tombstone_stamp(&bytes);
         }
     }
 

@@ -15,7 +15,7 @@ use duet_store::{Family, StoreError, View, layout};
 use super::{Replica, Step, Ticket, serve};
 use crate::{
     Frontier, Planted,
-    rows::{Beyond, Meta, Standing, next_beyond, tombstone_stamp, tombstones},
+    rows::{Beyond, Meta, Standing, next_beyond},
     stash,
     table::{ReadError, read},
 };
@@ -285,11 +285,10 @@ impl Step<'_> {
     /// Forgets tombstones, whoever has not seen them, a piece at a time. They go into the floor: should the epoch go on
     /// against all promises, somebody who has not seen them is refused rather than misled.
     fn drop_tombstones(&mut self, from: Stamp) -> Result<Result<Option<Stamp>, Refused>, StoreError> {
-        let namespace = self.r.namespace;
-        let (from, to) = (layout::tombstone_key(namespace, from), tombstones(namespace).1);
+        let (from, to) = layout::tombstones_from(self.r.namespace, from);
         for (at, row) in self.cx.view.scan(Family::Namespace, &from, Some(&to))?.enumerate() {
             let (row, key) = row?;
-            let stamp = tombstone_stamp(&row)?;
+            let stamp = layout::tombstone_stamp(&row)?;
             if at == self.r.config.forget_rows {
                 return Ok(Ok(Some(stamp)));
             }

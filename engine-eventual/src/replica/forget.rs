@@ -4,11 +4,7 @@ use duet_proto::Body;
 use duet_store::{Family, StoreError, layout};
 
 use super::Step;
-use crate::{
-    Frontier, Planted,
-    rows::{Standing, tombstone_stamp, tombstones},
-    table::ReadError,
-};
+use crate::{Frontier, Planted, rows::Standing, table::ReadError};
 
 impl Step<'_> {
     /// Forgets the tombstones that every member, joining and leaving ones included, has durably seen, each by a
@@ -26,12 +22,11 @@ impl Step<'_> {
             return Ok(());
         }
         let old = self.cx.clock.wall_ms().saturating_sub(500);
-        let from = layout::tombstone_key(self.r.namespace, self.r.listed_from);
-        let (_, to) = tombstones(self.r.namespace);
+        let (from, to) = layout::tombstones_from(self.r.namespace, self.r.listed_from);
         let (mut doomed, mut kept) = (Vec::new(), None);
         for row in self.cx.view.scan(Family::Namespace, &from, Some(&to))?.take(self.r.config.forget_rows) {
             let (row, key) = row?;
-            let stamp = tombstone_stamp(&row)?;
+            let stamp = layout::tombstone_stamp(&row)?;
             let seen = stamp.epoch < self.r.epoch || horizon.includes(stamp);
             if if by_age { stamp.hlc.millis() < old } else { seen } {
                 doomed.push((key, stamp));

@@ -154,25 +154,23 @@ impl Step<'_> {
         }
         self.state.keep_tombstones = false;
         let mut doomed = Vec::new();
-        let namespace = self.group.namespace;
-        let from = layout::tombstone_key(namespace, *self.listed_from);
-        let (_, to) = layout::prefix_range(layout::tombstone_prefix(namespace));
+        let (from, to) = layout::tombstones_from(self.group.namespace, *self.listed_from);
         for row in self.view.scan(Family::Namespace, &from, Some(&to))? {
             let (place, key) = row?;
             // Gone already, by an entry before this one.
             if self.listed.get(&place) != Some(&None) {
-                doomed.push(key);
+                doomed.push((layout::tombstone_stamp(&place)?, key));
             }
             if doomed.len() == SETTLE_ROWS {
                 break;
             }
         }
-        for key in doomed {
+        for (stamp, key) in doomed {
             let old = self.load(&key)?;
-            if let Some(stamp) = old.as_ref().filter(|old| old.live().is_none()).map(|old| old.stamp) {
+            if old.as_ref().is_some_and(|old| old.live().is_none()) {
                 self.replace(key, old, None);
-                *self.listed_from = stamp;
             }
+            *self.listed_from = stamp;
         }
         Ok(Ok(Outcome::Written(self.state.last)))
     }
