@@ -90,11 +90,9 @@ impl Row {
     fn new(key: &[u8], value: &[u8], since: u64) -> Row {
         // In the place where it stays at once: `concat` would make it elsewhere first.
         let mut bytes: Arc<[u8]> = repeat_n(0, key.len() + value.len()).collect();
-        if let Some(bytes) = Arc::get_mut(&mut bytes) {
-            let (keys, values) = bytes.split_at_mut(key.len());
-            keys.copy_from_slice(key);
-            values.copy_from_slice(value);
-        }
+        let (keys, values) = Arc::get_mut(&mut bytes).expect("nobody else has it yet").split_at_mut(key.len());
+        keys.copy_from_slice(key);
+        values.copy_from_slice(value);
         Row { bytes, key: key.len(), since }
     }
 

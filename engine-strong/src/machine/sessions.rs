@@ -202,8 +202,9 @@ impl Sessions {
         while let Some(first) = session.answers.first_entry().filter(|first| *first.key() < below) {
             let (sequence, position) = first.remove_entry();
             let Entry::Occupied(mut answers) = self.by_position.entry(position) else { continue };
-            let received = answers.get().iter().position(|answer| *answer == (new.session, sequence));
-            received.map(|at| answers.get_mut().remove(at));
+            if let Some(at) = answers.get().iter().position(|answer| *answer == (new.session, sequence)) {
+                answers.get_mut().remove(at);
+            }
             self.count -= 1;
             if answers.get().is_empty() {
                 answers.remove();
