@@ -21,6 +21,7 @@ use super::{
     owed::Owed,
     peers::Peers,
     requests::{self, Read, Reads, Writes},
+    thrift::Thrift,
     wire::{Item, Outbox},
 };
 use crate::{
@@ -95,6 +96,7 @@ pub(crate) struct Group {
     committed: Vec<Entry>,
     /// As its leader: up to where each follower has been told what is committed.
     pub(super) told: BTreeMap<u64, u64>,
+    pub(super) thrift: Thrift,
     /// As its leader: up to here followers are told at once what is committed.
     pub(super) hurried: u64,
     rng: ChaCha8Rng,
@@ -155,6 +157,7 @@ impl Group {
             vote: None,
             committed: Vec::new(),
             told: BTreeMap::new(),
+            thrift: Thrift::default(),
             hurried: 0,
             rng: ChaCha8Rng::seed_from_u64(config.seed ^ mix),
             drawn: (u64::MAX, StateRole::Follower, 0),
@@ -325,6 +328,7 @@ impl Group {
             self.news = true;
             self.active = cx.now;
             self.told.clear();
+            self.thrift.clear();
             if now.1 != 0 {
                 self.writes.lost(None);
                 self.reads.retry_begun_by(cx.now);
@@ -437,7 +441,10 @@ impl Group {
                 cx.lagging.push((self.id, to));
                 continue;
             }
-            if kind == T::MsgAppend && self.told.insert(message.to, message.commit) < Some(message.commit) {
+            let message = if kind == T::MsgHeartbeat { self.keep_back(message, cx) } else { Some(message) };
+            let Some(message) = message else { continue };
+            let news = kind == T::MsgAppend && self.told.insert(message.to, message.commit) < Some(message.commit);
+            if news && self.thrift.is_empty() {
                 cx.owed.told(self.id);
             }
             let promise = matches!(kind, T::MsgAppendResponse | T::MsgRequestVote | T::MsgRequestVoteResponse);

@@ -16,6 +16,7 @@ mod send;
 mod step;
 #[cfg(test)]
 mod tests;
+mod thrift;
 mod wire;
 
 use std::{

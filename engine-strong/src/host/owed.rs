@@ -65,8 +65,9 @@ impl Host {
     /// Tells followers what is committed, where that is due.
     pub(crate) fn announce(&mut self, now: Instant) {
         for id in self.owed.due(now, self.config.announce_after) {
-            self.with(id, now, |group, _| {
+            self.with(id, now, |group, cx| {
                 group.announce();
+                group.ask_all(cx);
                 Ok(())
             });
             self.dirty.insert(id);
@@ -81,7 +82,10 @@ impl Group {
         if self.hurried <= committed {
             self.raw.skip_bcast_commit(true);
         }
-        if self.is_owing() {
+        if self.raw.raft.pending_read_count() == 0 {
+            self.thrift.clear();
+        }
+        if self.is_owing() || !self.thrift.is_empty() {
             cx.owed.owe(self.id, cx.now, cx.config.announce_after);
         } else {
             cx.owed.told(self.id);

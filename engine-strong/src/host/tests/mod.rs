@@ -316,6 +316,7 @@ scripts! {
     persist_before_telling,
     leader_sends_while_it_syncs,
     reads_share_a_round,
+    rounds_ask_a_majority,
     doubtful_writes_are_held,
     lost_proposals_come_again,
     idle_groups_sleep,
