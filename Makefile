@@ -89,6 +89,7 @@ playground: build ## a three-node cluster on this machine, until Ctrl-C (DIR=…
 check: deps ## formatting, lints, documentation, licences; writes nothing into the checkout
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --all-features -- -D warnings
+	cargo clippy -p duet-node -p duet-cli -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
 	@if cargo deny --version >/dev/null 2>&1; then cargo deny check bans licenses sources; \
 	 else echo "cargo-deny is not installed: licences and sources are not checked"; fi
@@ -101,9 +102,10 @@ fix: ## formats, and applies what clippy can mend by itself
 	cargo fmt --all
 	cargo clippy --workspace --all-targets --all-features --fix --allow-dirty --allow-staged
 
-test: check build run-tests ## everything that must pass (what .ci/run calls)
+test: check run-tests ## everything that must pass (what .ci/run calls)
 
-run-tests:
+# Builds the binaries, too, with what tests need in them.
+run-tests: deps
 	@if cargo nextest --version >/dev/null 2>&1; then \
 	   DUET_BIN_DIR=$(BIN) cargo nextest run --workspace --all-features --no-fail-fast; \
 	 else DUET_BIN_DIR=$(BIN) cargo test --workspace --all-features --lib --bins --tests; fi

@@ -9,9 +9,9 @@
 //! Direct    a line to one node, for what that very node says
 //! ```
 //!
-//! The binaries are those of the folder that `DUET_BIN_DIR` names, which `make test` builds first. Everything listens on
-//! loopback, or on addresses of network namespaces made here; each of these ends what it started when it is dropped, and
-//! nothing else.
+//! The binaries are those of the folder that `DUET_BIN_DIR` names: of `make test` those that it builds with the tests, with
+//! points of failure and planted bugs that nobody asks for. Everything listens on loopback, or on addresses of
+//! network namespaces made here; each of these ends what it started when it is dropped, and nothing else.
 
 mod cluster;
 mod direct;
