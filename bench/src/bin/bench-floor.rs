@@ -62,6 +62,15 @@ impl Request {
         if self == Request::EventualPut { 1 } else { 2 }
     }
 
+    /// The followers that are told: what is written goes to all, a read asks no more than have to say yes.
+    fn told(self) -> &'static [usize] {
+        match self {
+            Request::LinearizableGet => &FOLLOWERS[..1],
+            Request::StrongPut => &FOLLOWERS,
+            Request::EventualPut => &[],
+        }
+    }
+
     fn syncs(self) -> bool {
         self != Request::LinearizableGet
     }
@@ -125,9 +134,7 @@ fn node(me: usize, peer: &Peer, request: Request, commit: &mpsc::Sender<u64>) ->
                 if request.syncs() {
                     sync(round)?;
                 }
-                if request.votes() > 1 {
-                    FOLLOWERS.iter().try_for_each(|follower| peer.tell(*follower, APPEND, round))?;
-                }
+                request.told().iter().try_for_each(|follower| peer.tell(*follower, APPEND, round))?;
             }
             APPEND if request.syncs() => sync(round)?,
             APPEND => peer.tell(LEADER, ACCEPTED, round)?,
