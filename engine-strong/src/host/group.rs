@@ -96,6 +96,7 @@ pub(crate) struct Group {
     committed: Vec<Entry>,
     /// As its leader: up to where each follower has been told what is committed.
     pub(super) told: BTreeMap<u64, u64>,
+    /// As its leader: what rounds of reads did without.
     pub(super) thrift: Thrift,
     /// As its leader: up to here followers are told at once what is committed.
     pub(super) hurried: u64,
@@ -328,7 +329,6 @@ impl Group {
             self.news = true;
             self.active = cx.now;
             self.told.clear();
-            self.thrift.clear();
             if now.1 != 0 {
                 self.writes.lost(None);
                 self.reads.retry_begun_by(cx.now);

@@ -2,7 +2,7 @@
 //!
 //! A heartbeat of a round wakes a node, and what it answers wakes the leader again, when the read is answered already. To ask
 //! only a quorum is what Moraru, Andersen and Kaminsky call thrifty (There Is More Consensus in Egalitarian Parliaments,
-//! SOSP 2013, 6.2). That heartbeats are also how followers know their leader is left alone: each gets one every tick.
+//! SOSP 2013). That heartbeats are also how followers know their leader is left alone: each gets one every tick.
 
 use std::collections::BTreeMap;
 
