@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use duet_proto::{Answer, Boot, Error, Meta, NamespaceId, NamespaceName, NodeId, Outcome, QuorumView};
+use duet_proto::{Answer, Boot, NamespaceId, NamespaceName, NodeId, Outcome, QuorumView};
 use duet_store::{Batch, Store, StoreError};
 use raft::{
     RawNode, StateRole,
@@ -103,7 +103,7 @@ pub(crate) struct Group {
     rng: ChaCha8Rng,
     drawn: (u64, StateRole, u64),
     led_by: (u64, u64),
-    led_since: Instant,
+    pub(super) led_since: Instant,
     /// When a leader and a majority had last been heard of.
     pub(super) quorum_seen: Instant,
     pub(super) active: Instant,
@@ -215,12 +215,6 @@ impl Group {
         !self.writes.is_empty() || !self.reads.is_empty()
     }
 
-    /// What goes with an answer.
-    fn meta(&self) -> Meta {
-        let leader = self.leader().filter(|leader| *leader != self.me);
-        Meta { epoch: self.id.epoch, position: self.applied(), leader, token: None }
-    }
-
     /// Elections must be drawn from our seed. Raft draws for itself whenever its term, role or leader changes; this
     /// puts ours in the place of what it drew.
     fn draw(&mut self, config: &Config) {
@@ -280,16 +274,6 @@ impl Group {
             return self.serve(cx, read);
         }
         self.reads.push(read);
-    }
-
-    /// Answers a read from what is applied.
-    pub(crate) fn serve(&mut self, cx: &mut Cx<'_>, read: Read) {
-        let result = match &self.machine {
-            Some(machine) => machine.read(&**cx.store, &read.op),
-            None => Err(Error::Unavailable { node: self.me, why: "this replica is still catching up".into() }),
-        };
-        cx.metrics.reads += 1;
-        let _ = read.reply.send(result.map(|outcome| Answer { outcome, meta: self.meta() }));
     }
 
     /// Does everything that has become possible.
@@ -532,71 +516,12 @@ impl Group {
         Ok(())
     }
 
-    /// Answers what has waited too long.
-    pub(super) fn expire(&mut self, cx: &mut Cx<'_>) {
-        if !self.busy() {
-            return;
-        }
-        let (now, bound) = (cx.now, cx.config.no_quorum_after);
-        let majority = cx.peers.majority(self.conf(), now);
-        // With a majority in reach a leader will be found soon: each request may wait for it.
-        let reachable = majority.is_some_and(|heard| now - heard <= cx.config.doubt_after);
-        let seen = self.quorum_seen;
-        let lost = |arrived: Instant| now - (if reachable { seen.max(arrived) } else { seen }) > bound;
-        let view = self.quorum_view(cx.peers, cx.config, now);
-        let led_since = self.led_since;
-        let over = |w: &requests::Write| {
-            now >= w.deadline || lost(w.arrived) || (w.is_lost(led_since) && now - led_since > bound)
-        };
-        for (write, outcome) in self.writes.take_if(over) {
-            let error = match outcome {
-                requests::Outcome::Unknown => {
-                    cx.metrics.unknown += 1;
-                    Error::OutcomeUnknown { why: format!("proposed, and not known to be applied: {view}") }
-                }
-                requests::Outcome::NotDone if lost(write.arrived) => {
-                    cx.metrics.no_quorum += 1;
-                    Error::NoQuorum { namespace: self.name.clone(), seen: view.clone() }
-                }
-                requests::Outcome::NotDone => late(now, write.arrived, "the write to be proposed"),
-            };
-            let _ = write.reply.send(Err(error));
-        }
-        for read in self.reads.take_if(|r| now >= r.deadline || lost(r.arrived)) {
-            let error = if lost(read.arrived) {
-                cx.metrics.no_quorum += 1;
-                Error::NoQuorum { namespace: self.name.clone(), seen: view.clone() }
-            } else {
-                late(now, read.arrived, "a quorum to confirm the read")
-            };
-            let _ = read.reply.send(Err(error));
-        }
-    }
-
     pub(super) fn quorum_view(&self, peers: &Peers, config: &Config, now: Instant) -> QuorumView {
         let voters: Vec<NodeId> = self.conf().voters.iter().map(|v| NodeId(*v as u32)).collect();
         let lately = |n: &NodeId| peers.heard(*n, now).is_some_and(|heard| now - heard <= config.doubt_after);
         let reachable = voters.iter().copied().filter(lately).collect();
         QuorumView { term: self.raw.raft.term, leader: self.leader(), voters, reachable }
     }
-
-    /// Ends: everything that waits is answered.
-    pub(crate) fn stop(mut self, why: &str) {
-        for (write, outcome) in self.writes.take_if(|_| true) {
-            let error = match outcome {
-                requests::Outcome::Unknown => Error::OutcomeUnknown { why: why.to_owned() },
-                requests::Outcome::NotDone => Error::Unavailable { node: self.me, why: why.to_owned() },
-            };
-            let _ = write.reply.send(Err(error));
-        }
-        for read in self.reads.take_if(|_| true) {
-            let _ = read.reply.send(Err(Error::Unavailable { node: self.me, why: why.to_owned() }));
-        }
-    }
-}
-
-fn late(now: Instant, arrived: Instant, what: &str) -> Error {
-    Error::TimedOut { after_ms: (now - arrived).as_millis() as u64, why: format!("waited for {what}") }
 }
 
 pub(super) fn typed(kind: MessageType) -> Message {

@@ -1,10 +1,11 @@
 //! The core: every group of the node, stepped together. No task, socket, clock or thread: messages, calls and times
 //! go in, and each [`Step`] says what to write and what to send.
 //!
-//! What must be durable before it is told is in the types: a step's [`Unpersisted`] part splits into a batch and what is
+//! What must be durable before it is told is in the types: a step's [`Unpersisted`](step::Unpersisted) part splits into a batch and what is
 //! [`Held`]; only [`Held::durable`] makes a [`Persisted`] of it, and only [`Host::persisted`] gives out the messages.
 
 mod admin;
+mod answers;
 mod group;
 mod inbound;
 mod install;
@@ -30,14 +31,14 @@ use duet_proto::{Consistency, Error, Hlc, NamespaceId, NamespaceName, NodeId};
 use duet_store::{Batch, Store, StoreError};
 use tokio::{sync::mpsc, time::Instant};
 
-pub(crate) use self::step::{Held, Persisted, Step, Unpersisted};
+pub(crate) use self::step::{Persisted, Step};
 use self::{
     group::{Cx, Fault, Group},
     owed::Owed,
     peers::Peers,
     requests::{Read, Reply, Write},
     send::Sends,
-    step::Tell,
+    step::{Held, Tell},
     wire::{Bulk, Item, Outbox},
 };
 use crate::{
@@ -500,49 +501,6 @@ impl Host {
     }
 
     // --- output
-
-    /// Does everything that has become possible, and says what is to be written and sent. `room` is how many pieces
-    /// of snapshots the bulk lane takes.
-    pub(crate) fn step(&mut self, room: usize, now: Instant) -> Step {
-        let mut on = BTreeSet::new();
-        while let Some(id) = self.dirty.pop_first() {
-            self.with(id, now, Group::process);
-            if matches!(self.groups.get(&id), Some(Slot::Running(group)) if group.goes_on()) {
-                on.insert(id);
-            }
-        }
-        // They go on in the next step, so that others need not wait.
-        self.dirty = on;
-        let (chunks, broken) = self.sends.chunks(room);
-        for ended in broken {
-            self.snapshot_ended(ended, now);
-        }
-        self.bulk.extend(chunks);
-        let write = self.take_write();
-        let frames = std::mem::take(&mut self.out).into_frames();
-        self.metrics.frames += frames.len() as u64;
-        let bulk = std::mem::take(&mut self.bulk).into_iter().map(|(to, message)| (to, message.encode())).collect();
-        Step { frames, bulk, write }
-    }
-
-    /// Whether there is more to do although nothing has come.
-    pub(crate) fn is_restless(&self, room: usize) -> bool {
-        !self.dirty.is_empty() || (room > 0 && self.sends.is_due())
-    }
-
-    fn take_write(&mut self) -> Option<Unpersisted> {
-        if self.batch.is_empty() && self.wait.is_empty() && self.tells.is_empty() {
-            return None;
-        }
-        self.tickets += 1;
-        self.metrics.steps += 1;
-        let held = Held {
-            ticket: self.tickets,
-            groups: std::mem::take(&mut self.wait),
-            tells: std::mem::take(&mut self.tells),
-        };
-        Some(Unpersisted { batch: std::mem::take(&mut self.batch), held })
-    }
 
     /// A batch is durable: what was held goes out, and the groups go on.
     pub(crate) fn persisted(&mut self, persisted: Persisted, now: Instant) {

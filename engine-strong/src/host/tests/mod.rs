@@ -16,7 +16,7 @@ use duet_store::memory::MemoryStore;
 use goldenscript::{Command as Line, Runner};
 use tokio::sync::oneshot;
 
-use super::{wire::read, *};
+use super::{step::Unpersisted, wire::read, *};
 use crate::{GroupSpec, handle::Command};
 
 const ID: GroupId = GroupId { namespace: NamespaceId(1), epoch: Epoch(1) };
