@@ -130,6 +130,8 @@ async fn every_node_alone() -> Result<()> {
         let (client, namespace) = open(cluster).await?;
         let ledger = Ledger::new();
         ledger.put(&namespace, "fixed", "value".into()).await?;
+        // A follower learns some milliseconds later that it is committed.
+        converged(&client, NAMESPACE, 3).await?;
         for node in cluster.ids() {
             link.isolate(node)?;
         }
