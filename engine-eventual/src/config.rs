@@ -26,6 +26,9 @@ pub struct Config {
     pub early_bytes: usize,
     /// Tombstones looked at in one step. 1024.
     pub forget_rows: usize,
+    /// Rows that come into the index until it is trimmed, at least: to remove a range costs what some rows do, and whoever
+    /// reads meanwhile. 4096.
+    pub trim_rows: usize,
     /// A bug to be found.
     #[cfg(feature = "planted")]
     pub planted: Option<Planted>,
@@ -46,6 +49,7 @@ impl Config {
             chunk_bytes: 256 << 10,
             early_bytes: 4 << 20,
             forget_rows: 1024,
+            trim_rows: 4096,
             #[cfg(feature = "planted")]
             planted: None,
         }
@@ -77,6 +81,8 @@ pub enum Planted {
     ForgetByAge,
     /// Forgets tombstones on reports of any version of the members (rule 5).
     ForgetOnStaleView,
+    /// Takes out of the index what it holds itself, whatever the others do.
+    TrimByOwnFrontier,
     /// Gives two writes one stamp.
     MarkerTwice,
     /// Answers clients and acknowledges copies before the sync (rule 6).

@@ -4,7 +4,7 @@
 //! | --- | --- | --- |
 //! | `namespace` | namespace 8, `0x20`, epoch 4 | guarded postcard of [`Meta`] |
 //! | `namespace` | namespace 8, `0x21`, stamp 16 | the key of the tombstone of that stamp |
-//! | `origin` | namespace 8, epoch 4, origin 4, hlc 8 | the key of the live record of that stamp |
+//! | `origin` | namespace 8, epoch 4, origin 4, hlc 8 | the key of the live record of that stamp, unless every member holds it |
 
 use bytes::Bytes;
 use duet_proto::{Digest, Epoch, Hlc, NamespaceId, NodeId, Stamp};
@@ -21,6 +21,8 @@ pub(crate) struct Meta {
     pub(crate) frontier: Frontier,
     /// The stamps of the tombstones that were forgotten here. Who has not seen these is not merged from.
     pub(crate) floor: Frontier,
+    /// What every member holds, as far as the index was trimmed by it: nothing at or below it is listed.
+    pub(crate) trimmed: Frontier,
     pub(crate) digest: Digest,
     pub(crate) keys: u64,
     pub(crate) tombstones: u64,
@@ -52,10 +54,10 @@ pub(crate) enum Standing {
 
 impl Meta {
     pub(crate) fn new(standing: Standing, members: Members) -> Meta {
-        let (frontier, floor) = (Frontier::default(), Frontier::default());
         Meta {
-            frontier,
-            floor,
+            frontier: Frontier::default(),
+            floor: Frontier::default(),
+            trimmed: Frontier::default(),
             digest: Digest::EMPTY,
             keys: 0,
             tombstones: 0,

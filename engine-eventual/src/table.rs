@@ -7,10 +7,10 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use crdts::{CvRDT, LWWReg};
-use duet_proto::{Body, Epoch, NamespaceId, Record, RecordError, Stamp};
+use duet_proto::{Body, Epoch, Hlc, NamespaceId, Record, RecordError, Stamp};
 use duet_store::{Batch, Family, StoreError, View, layout};
 
-use crate::rows::Meta;
+use crate::{Frontier, rows::Meta};
 
 /// The records of a namespace within a step.
 pub(crate) struct Table<'a> {
@@ -22,6 +22,8 @@ pub(crate) struct Table<'a> {
     over: BTreeMap<Bytes, Option<Record>>,
     /// The lowest stamp that the step has listed among the tombstones.
     pub(crate) listed: Option<Stamp>,
+    /// Rows that the step has added to the index.
+    pub(crate) indexed: usize,
 }
 
 /// What became of a record that was to be merged.
@@ -56,7 +58,7 @@ pub(crate) fn read(view: &dyn View, namespace: NamespaceId, key: &[u8]) -> Resul
 
 impl<'a> Table<'a> {
     pub(crate) fn new(view: &'a dyn View, (namespace, epoch): (NamespaceId, Epoch)) -> Table<'a> {
-        Table { view, namespace, epoch, batch: Batch::new(), over: BTreeMap::new(), listed: None }
+        Table { view, namespace, epoch, batch: Batch::new(), over: BTreeMap::new(), listed: None, indexed: 0 }
     }
 
     /// What a key holds within the step.
@@ -103,14 +105,20 @@ impl<'a> Table<'a> {
         meta.digest.replace(key, old, new.as_ref());
         if let Some(old) = old {
             *count(meta, &old.body) = count(meta, &old.body).saturating_sub(1);
-            self.unlist(old);
+            if old.body == Body::Tombstone {
+                self.unlist_tombstone(old.stamp);
+            }
+            if self.indexes(meta, old.stamp) {
+                self.batch.delete(Family::Origin, self.index_key(old.stamp));
+            }
         }
         let place = layout::data_key(self.namespace, key);
         match &new {
             Some(record) => {
                 *count(meta, &record.body) += 1;
                 self.batch.put(Family::Data, place, record.encode(key));
-                if record.stamp.epoch == self.epoch {
+                if self.indexes(meta, record.stamp) {
+                    self.indexed += 1;
                     self.batch.put(Family::Origin, self.index_key(record.stamp), key.clone());
                 }
                 if record.body == Body::Tombstone {
@@ -134,14 +142,28 @@ impl<'a> Table<'a> {
         over.filter(move |(key, _)| matches!(held(key), Ok(None)))
     }
 
-    /// Takes a record out of the index and the list of tombstones.
-    pub(crate) fn unlist(&mut self, old: &Record) {
-        if old.stamp.epoch == self.epoch {
-            self.batch.delete(Family::Origin, self.index_key(old.stamp));
+    /// Takes a stamp out of the index and the list of tombstones.
+    pub(crate) fn unlist(&mut self, stamp: Stamp) {
+        self.batch.delete(Family::Origin, self.index_key(stamp));
+        self.unlist_tombstone(stamp);
+    }
+
+    /// Takes out of the index what `horizon` covers, which every member holds: no session asks for that, and whoever
+    /// supersedes one of these records need not look for its row. As ranges: a row costs nothing.
+    pub(crate) fn trim(&mut self, meta: &mut Meta, horizon: &Frontier) {
+        for (origin, to) in horizon.iter() {
+            let from = meta.trimmed.get(origin);
+            if from < to {
+                let place = |hlc: Hlc| layout::origin_key(self.namespace, self.epoch, origin, hlc.next());
+                self.batch.delete_range(Family::Origin, place(from), place(to));
+            }
         }
-        if old.body == Body::Tombstone {
-            self.unlist_tombstone(old.stamp);
-        }
+        meta.trimmed.join(horizon);
+    }
+
+    /// Whether the index lists the live record of a stamp.
+    pub(crate) fn indexes(&self, meta: &Meta, stamp: Stamp) -> bool {
+        stamp.epoch == self.epoch && !meta.trimmed.includes(stamp)
     }
 
     /// Takes a stamp out of the list of tombstones.

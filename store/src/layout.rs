@@ -16,7 +16,7 @@ use duet_proto::{Epoch, Hlc, NamespaceId, NodeId, Stamp, limits};
 use crate::StoreError;
 
 /// The version of the layout as a whole, kept in the identity record.
-pub const VERSION: u8 = 2;
+pub const VERSION: u8 = 3;
 /// In `node`: who the directory belongs to.
 pub const IDENTITY: &[u8] = b"identity";
 /// In `node`: how often the node has started.

@@ -1,4 +1,4 @@
-//! Forgetting tombstones: by knowledge, never by a timer.
+//! Forgetting tombstones, and trimming the index: by knowledge, never by a timer.
 
 use duet_proto::Body;
 use duet_store::{Family, StoreError, layout};
@@ -16,9 +16,10 @@ impl Step<'_> {
             return Ok(());
         }
         self.adopt_departed()?;
-        let Some(horizon) = self.horizon().filter(|_| self.r.synced.tombstones > 0) else { return Ok(()) };
+        let Some(horizon) = self.horizon() else { return Ok(()) };
+        self.trim(&horizon);
         let by_age = self.r.planted(Planted::ForgetByAge);
-        if self.r.barren.as_ref() == Some(&horizon) {
+        if self.r.synced.tombstones == 0 || self.r.barren.as_ref() == Some(&horizon) {
             return Ok(());
         }
         let old = self.cx.clock.wall_ms().saturating_sub(500);
@@ -60,6 +61,16 @@ impl Step<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Takes what everybody holds out of the index, if there is much of it.
+    fn trim(&mut self, horizon: &Frontier) {
+        let own = self.r.planted(Planted::TrimByOwnFrontier);
+        let horizon = if own { &self.r.synced.frontier } else { horizon };
+        if self.r.indexed >= self.r.config.trim_rows && !self.r.meta.trimmed.covers(horizon) {
+            self.r.indexed = 0;
+            self.table.trim(&mut self.r.meta, horizon);
+        }
     }
 
     /// What everybody is known to hold durably; `None` if somebody has not said so in this version of the members.

@@ -115,7 +115,11 @@ impl Step<'_> {
     fn restore(&mut self, key: &Bytes, record: Option<Record>, listed: Vec<Stamp>) -> Result<bool, StoreError> {
         let uncounted = self.r.heal.uncounted.remove(key);
         match self.table.get(key) {
-            Ok(mine) if listed.iter().eq(mine.iter().map(|r| &r.stamp).filter(|s| s.epoch == self.r.epoch)) => {
+            Ok(mine)
+                if listed
+                    .iter()
+                    .eq(mine.iter().map(|r| &r.stamp).filter(|s| self.table.indexes(&self.r.meta, **s))) =>
+            {
                 return Ok(true);
             }
             Err(ReadError::Store(error)) => return Err(error),
@@ -124,12 +128,13 @@ impl Step<'_> {
         self.r.counters.healed += 1;
         self.r.barren = None;
         self.effects.changed.push(key.clone());
-        // The index lists nothing for a record of an earlier epoch.
-        let of_base = |stamp: Stamp| stamp.epoch < self.r.epoch && listed.is_empty();
-        let same = record.as_ref().is_some_and(|record| listed == [record.stamp] || of_base(record.stamp));
+        // The index lists nothing for a record of an earlier epoch, nor for one that every member holds.
+        let trimmed = &self.r.meta.trimmed;
+        let unlisted = |stamp: Stamp| listed.is_empty() && (stamp.epoch < self.r.epoch || trimmed.includes(stamp));
+        let same = record.as_ref().is_some_and(|record| listed == [record.stamp] || unlisted(record.stamp));
         for stamp in listed {
             // Whether it was a tombstone is not known; its row goes if there is one.
-            self.table.unlist(&Record::tombstone(stamp));
+            self.table.unlist(stamp);
         }
         let before = self.r.meta.summary();
         self.table.replace(&mut self.r.meta, key, None, record);

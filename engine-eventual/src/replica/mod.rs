@@ -216,6 +216,8 @@ pub struct Replica {
     barren: Option<Frontier>,
     /// No tombstone is listed below it: whoever looks for the oldest need not pass all that was forgotten before.
     listed_from: Stamp,
+    /// Rows that have come into the index since it was trimmed, or since the start.
+    indexed: usize,
     /// Origins with extras that are no members, and what is done about them (rule 7).
     sweep: Option<Sweep>,
     /// The sessions with the members of the base, once they were asked for.
@@ -301,6 +303,7 @@ impl Replica {
             heal: Heal::default(),
             barren: None,
             listed_from: Stamp::default(),
+            indexed: 0,
             sweep: None,
             converge: None,
             converged: None,
@@ -356,6 +359,12 @@ impl Replica {
         &self.synced.floor
     }
 
+    /// What every member holds, as far as the index was trimmed by it.
+    #[must_use]
+    pub fn trimmed(&self) -> &Frontier {
+        &self.synced.trimmed
+    }
+
     fn planted(&self, bug: Planted) -> bool {
         self.config.planted(bug)
     }
@@ -388,6 +397,7 @@ impl Step<'_> {
         if self.r.meta != self.r.synced {
             self.durable_meta().write(&mut self.table.batch, self.r.namespace, self.r.epoch)?;
         }
+        self.r.indexed += self.table.indexed;
         if let Some(listed) = self.table.listed {
             self.r.listed_from = self.r.listed_from.min(listed);
         }

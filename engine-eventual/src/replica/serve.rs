@@ -94,7 +94,7 @@ impl Step<'_> {
         }
         let refusal = if self.r.synced.standing != Standing::Whole {
             Some(Refusal::Behind)
-        } else if !theirs.covers(&self.r.synced.floor) {
+        } else if !(theirs.covers(&self.r.synced.floor) && theirs.covers(&self.r.synced.trimmed)) {
             Some(Refusal::BelowFloor)
         } else {
             None

@@ -93,6 +93,7 @@ planted! {
     finds_covered_records_merged_again: CoveredMergedAgain, draw, "came back";
     finds_a_floor_that_is_ignored: FloorIgnored, draw, "came back";
     finds_tombstones_forgotten_by_age: ForgetByAge, draw, "";
+    finds_an_index_trimmed_by_what_one_member_holds: TrimByOwnFrontier, draw, "";
     finds_a_marker_used_twice: MarkerTwice, draw, "given to two writes";
     finds_an_acknowledgement_before_the_sync: AcknowledgeBeforeSync, draw, "";
     finds_a_push_before_the_sync: PushBeforeSync, draw, "";

@@ -93,6 +93,32 @@ fn nothing_comes_back_with_a_member_that_was_away() {
     }
 }
 
+/// What all hold is listed no more. While a member is away the rest stays, a row for each record, and brings it all when
+/// the member is back.
+#[test]
+fn the_index_is_trimmed_by_what_all_hold() {
+    let mut world = World::scripted(3, 1, plain);
+    let listed = |world: &World, id| {
+        let (from, to) = layout::prefix_range(layout::namespace_prefix(SPACE));
+        world.nodes[&NodeId(id)].durable.scan(Family::Origin, &from, Some(&to)).unwrap().count()
+    };
+    let keys: Vec<String> = (0..20).map(|n| format!("k{n}")).collect();
+    keys.iter().for_each(|key| world.write(1, put(key, "old")));
+    world.rounds(200);
+    // Some may be left of the first: this is when it is looked at again.
+    keys[..6].iter().for_each(|key| world.write(1, put(key, "newer")));
+    world.rounds(200);
+    (1..=3).for_each(|id| assert!(listed(&world, id) <= 6, "{} rows on {id}", listed(&world, id)));
+    (1..3).for_each(|id| world.link(id, 3, false));
+    for value in ["once", "again"] {
+        keys.iter().for_each(|key| world.write(2, put(key, value)));
+        world.rounds(200);
+    }
+    (1..3).for_each(|id| assert_eq!(listed(&world, id), 20, "what 3 has not seen stays"));
+    world.settle(20_000).unwrap();
+    assert!(keys.iter().all(|key| world.holds(3, key) == world.holds(1, key)));
+}
+
 #[test]
 fn what_two_cannot_tell_each_other_comes_by_a_third() {
     let mut world = World::scripted(3, 1, plain);

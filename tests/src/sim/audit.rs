@@ -91,8 +91,8 @@ fn holding(view: &dyn View, node: NodeId, id: NamespaceId, epoch: Epoch) -> Resu
         };
         *if value.is_some() { &mut keys } else { &mut tombstones } += 1;
         records.insert(parse_key(&key)?, (record.stamp, value));
-        // The records of earlier epochs are in no index.
-        if record.stamp.epoch == epoch {
+        // The records of earlier epochs are in no index, nor those that every member holds.
+        if record.stamp.epoch == epoch && !replica.trimmed().includes(record.stamp) {
             listed.insert((record.stamp, key));
         }
     }
