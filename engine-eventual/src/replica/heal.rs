@@ -114,14 +114,9 @@ impl Step<'_> {
     /// Whether the digest and the counts are right afterwards.
     fn restore(&mut self, key: &Bytes, record: Option<Record>, listed: Vec<Stamp>) -> Result<bool, StoreError> {
         let uncounted = self.r.heal.uncounted.remove(key);
+        let indexed = |record: &&Record| self.table.indexes(&self.r.meta, record.stamp);
         match self.table.get(key) {
-            Ok(mine)
-                if listed
-                    .iter()
-                    .eq(mine.iter().map(|r| &r.stamp).filter(|s| self.table.indexes(&self.r.meta, **s))) =>
-            {
-                return Ok(true);
-            }
+            Ok(mine) if listed.iter().eq(mine.iter().filter(indexed).map(|record| &record.stamp)) => return Ok(true),
             Err(ReadError::Store(error)) => return Err(error),
             Ok(_) | Err(ReadError::Record(_)) => {}
         }
@@ -129,9 +124,8 @@ impl Step<'_> {
         self.r.barren = None;
         self.effects.changed.push(key.clone());
         // The index lists nothing for a record of an earlier epoch, nor for one that every member holds.
-        let trimmed = &self.r.meta.trimmed;
-        let unlisted = |stamp: Stamp| listed.is_empty() && (stamp.epoch < self.r.epoch || trimmed.includes(stamp));
-        let same = record.as_ref().is_some_and(|record| listed == [record.stamp] || unlisted(record.stamp));
+        let of_all = |record: &Record| listed.is_empty() && !indexed(&record);
+        let same = record.as_ref().is_some_and(|record| listed == [record.stamp] || of_all(record));
         for stamp in listed {
             // Whether it was a tombstone is not known; its row goes if there is one.
             self.table.unlist(stamp);
