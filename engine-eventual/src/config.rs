@@ -26,9 +26,9 @@ pub struct Config {
     pub early_bytes: usize,
     /// Tombstones looked at in one step. 1024.
     pub forget_rows: usize,
-    /// Rows that come into the index until it is trimmed, at least: to remove a range costs what some rows do, and whoever
-    /// reads meanwhile. 4096.
-    pub trim_rows: usize,
+    /// Rows that come into the index until those are removed that it was trimmed by, unless they are few for long: to
+    /// remove a range costs what some rows do, and whoever reads meanwhile. 16,384.
+    pub clear_rows: usize,
     /// A bug to be found.
     #[cfg(feature = "planted")]
     pub planted: Option<Planted>,
@@ -49,7 +49,7 @@ impl Config {
             chunk_bytes: 256 << 10,
             early_bytes: 4 << 20,
             forget_rows: 1024,
-            trim_rows: 4096,
+            clear_rows: 16_384,
             #[cfg(feature = "planted")]
             planted: None,
         }

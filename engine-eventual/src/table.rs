@@ -148,17 +148,13 @@ impl<'a> Table<'a> {
         self.unlist_tombstone(stamp);
     }
 
-    /// Takes out of the index what `horizon` covers, which every member holds: no session asks for that, and whoever
-    /// supersedes one of these records need not look for its row. As ranges: a row costs nothing.
-    pub(crate) fn trim(&mut self, meta: &mut Meta, horizon: &Frontier) {
-        for (origin, to) in horizon.iter() {
-            let from = meta.trimmed.get(origin);
-            if from < to {
-                let place = |hlc: Hlc| layout::origin_key(self.namespace, self.epoch, origin, hlc.next());
-                self.batch.delete_range(Family::Origin, place(from), place(to));
-            }
+    /// Removes the rows of the index from beyond one frontier up to another, which it was trimmed by. As ranges: a row
+    /// costs nothing.
+    pub(crate) fn clear(&mut self, from: &Frontier, to: &Frontier) {
+        for (origin, to) in to.iter().filter(|(origin, to)| from.get(*origin) < *to) {
+            let place = |hlc: Hlc| layout::origin_key(self.namespace, self.epoch, origin, hlc.next());
+            self.batch.delete_range(Family::Origin, place(from.get(origin)), place(to));
         }
-        meta.trimmed.join(horizon);
     }
 
     /// Whether the index lists the live record of a stamp.

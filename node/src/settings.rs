@@ -63,7 +63,7 @@ impl Settings {
     #[cfg(feature = "planted")]
     pub(crate) fn plant(mut self, bug: Option<Planted>) -> Settings {
         // Their runs are short: what is done for every few thousand rows is done for every few.
-        self.eventual.replica.trim_rows = 16;
+        self.eventual.replica.clear_rows = 16;
         match bug {
             Some(Planted::Strong(bug)) => self.strong.planted = Some(bug),
             Some(Planted::Eventual(bug)) => self.eventual.replica.planted = Some(bug),

@@ -7,7 +7,7 @@
 //!                 lift(≥ a): all goes on                lift(≥ a): all goes on
 //! ```
 
-use std::collections::BTreeSet;
+use std::{borrow::Cow, collections::BTreeSet};
 
 use duet_proto::{Body, Digest, Hlc, NodeId, Stamp};
 use duet_store::{Family, StoreError, View, layout};
@@ -105,6 +105,15 @@ impl Converge {
 }
 
 impl Replica {
+    /// What of the state is to be written.
+    pub(super) fn durable_meta(&self) -> Cow<'_, Meta> {
+        let mut meta = Cow::Borrowed(&self.meta);
+        if self.planted(Planted::FenceForgets) {
+            meta.to_mut().fence = None;
+        }
+        meta
+    }
+
     /// What its records come to. `view` shows what is durable.
     ///
     /// # Errors
@@ -154,15 +163,6 @@ impl Step<'_> {
     /// How long a session may stand still. Behind a fence writes wait, and there is less to wait for.
     pub(super) fn patience_ms(&self) -> u64 {
         if self.is_fenced() { self.r.config.stall_ms / 2 } else { self.r.config.stall_ms }
-    }
-
-    /// What of the state is to be written.
-    pub(super) fn durable_meta(&self) -> Meta {
-        let mut meta = self.r.meta.clone();
-        if self.r.planted(Planted::FenceForgets) {
-            meta.fence = None;
-        }
-        meta
     }
 
     pub(super) fn order(&mut self, ticket: Ticket, order: Order) -> Result<(), StoreError> {

@@ -16,8 +16,8 @@ impl Step<'_> {
             return Ok(());
         }
         self.adopt_departed()?;
+        self.clear_index();
         let Some(horizon) = self.horizon() else { return Ok(()) };
-        self.trim(&horizon);
         let by_age = self.r.planted(Planted::ForgetByAge);
         if self.r.synced.tombstones == 0 || self.r.barren.as_ref() == Some(&horizon) {
             return Ok(());
@@ -63,13 +63,28 @@ impl Step<'_> {
         Ok(())
     }
 
-    /// Takes what everybody holds out of the index, if there is much of it.
-    fn trim(&mut self, horizon: &Frontier) {
-        let own = self.r.planted(Planted::TrimByOwnFrontier);
-        let horizon = if own { &self.r.synced.frontier } else { horizon };
-        if self.r.indexed >= self.r.config.trim_rows && !self.r.meta.trimmed.covers(horizon) {
-            self.r.indexed = 0;
-            self.table.trim(&mut self.r.meta, horizon);
+    /// Lists no more what everybody holds, as of the latest reports.
+    pub(super) fn trim(&mut self) {
+        if self.r.meta.fence.is_some() || !std::mem::take(&mut self.r.reports) {
+            return;
+        }
+        let own = self.r.planted(Planted::TrimByOwnFrontier).then(|| self.r.synced.frontier.clone());
+        if let Some(horizon) = own.or_else(|| self.horizon()) {
+            self.r.meta.trimmed.join(&horizon);
+        }
+    }
+
+    /// Removes the rows of what is listed no more, once there may be many, and after a while.
+    fn clear_index(&mut self) {
+        let due = self.cx.now_ms >= self.r.cleared_ms + self.r.config.idle_report_ms;
+        if !due && self.r.indexed < self.r.config.clear_rows {
+            return;
+        }
+        self.trim();
+        if !self.r.cleared.covers(&self.r.meta.trimmed) {
+            (self.r.indexed, self.r.cleared_ms) = (0, self.cx.now_ms);
+            self.table.clear(&self.r.cleared, &self.r.meta.trimmed);
+            self.r.cleared = self.r.meta.trimmed.clone();
         }
     }
 

@@ -146,9 +146,10 @@ impl Step<'_> {
         let mut stamps: BTreeMap<Bytes, Vec<Stamp>> = BTreeMap::new();
         for row in self.cx.view.scan(Family::Origin, &from, Some(&to))? {
             let (row, listed) = row?;
-            if keys.contains_key(&listed) {
-                let (_, epoch, node, hlc) = layout::split_origin_key(&row)?;
-                stamps.entry(listed).or_default().push(Stamp { epoch, hlc, node });
+            let (_, epoch, node, hlc) = layout::split_origin_key(&row)?;
+            let stamp = Stamp { epoch, hlc, node };
+            if keys.contains_key(&listed) && self.table.indexes(&self.r.meta, stamp) {
+                stamps.entry(listed).or_default().push(stamp);
             }
         }
         Ok(stamps)

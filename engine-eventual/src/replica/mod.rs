@@ -216,8 +216,13 @@ pub struct Replica {
     barren: Option<Frontier>,
     /// No tombstone is listed below it: whoever looks for the oldest need not pass all that was forgotten before.
     listed_from: Stamp,
-    /// Rows that have come into the index since it was trimmed, or since the start.
+    /// Rows that have come into the index since it was cleared, or since the start.
     indexed: usize,
+    /// How far the rows of what the index was trimmed by were removed since the start, and when.
+    cleared: Frontier,
+    cleared_ms: u64,
+    /// Whether somebody has reported since the index was trimmed.
+    reports: bool,
     /// Origins with extras that are no members, and what is done about them (rule 7).
     sweep: Option<Sweep>,
     /// The sessions with the members of the base, once they were asked for.
@@ -304,6 +309,9 @@ impl Replica {
             barren: None,
             listed_from: Stamp::default(),
             indexed: 0,
+            cleared: Frontier::default(),
+            cleared_ms: 0,
+            reports: false,
             sweep: None,
             converge: None,
             converged: None,
@@ -359,7 +367,7 @@ impl Replica {
         &self.synced.floor
     }
 
-    /// What every member holds, as far as the index was trimmed by it.
+    /// What every member holds, as far as the index was trimmed by it: its rows up to here mean nothing.
     #[must_use]
     pub fn trimmed(&self) -> &Frontier {
         &self.synced.trimmed
@@ -395,7 +403,8 @@ impl Step<'_> {
         self.report()?;
         self.settle_writes();
         if self.r.meta != self.r.synced {
-            self.durable_meta().write(&mut self.table.batch, self.r.namespace, self.r.epoch)?;
+            self.trim();
+            self.r.durable_meta().write(&mut self.table.batch, self.r.namespace, self.r.epoch)?;
         }
         self.r.indexed += self.table.indexed;
         if let Some(listed) = self.table.listed {

@@ -203,6 +203,7 @@ impl Step<'_> {
         }
         (peer.heard_ms, peer.reported_ms) = (self.cx.now_ms, self.cx.now_ms);
         peer.report = Some(report);
+        self.r.reports = true;
         if self.is_fenced() {
             return Ok(());
         }

@@ -166,7 +166,7 @@ impl Step<'_> {
     /// Answers the writes that enough members have synced, and those that have waited long enough.
     pub(super) fn settle_writes(&mut self) {
         let me = self.r.config.node;
-        let members = self.r.meta.members.clone();
+        let members = &self.r.meta.members;
         let any_version = self.r.planted(Planted::CopiesOfAnyVersion);
         // How far each other member of equal version holds this node's writes, the furthest first.
         let mut held: Vec<Hlc> = (self.r.peers.iter())

@@ -21,13 +21,14 @@ pub(crate) fn records(view: &dyn View) -> BTreeMap<Bytes, Record> {
     rows.collect()
 }
 
-fn index(view: &dyn View) -> BTreeSet<(Stamp, Bytes)> {
+/// The rows of the index that mean something.
+fn index(view: &dyn View, trimmed: &Frontier) -> BTreeSet<(Stamp, Bytes)> {
     let rows = view.scan(Family::Origin, &[], None).unwrap().map(|row| {
         let (row, key) = row.unwrap();
         let (_, epoch, node, hlc) = layout::split_origin_key(&row).unwrap();
         (Stamp { epoch, hlc, node }, key)
     });
-    rows.collect()
+    rows.filter(|(stamp, _)| !trimmed.includes(*stamp)).collect()
 }
 
 impl World {
@@ -60,7 +61,7 @@ impl World {
         let lists = |stamp: Stamp| stamp.epoch == EPOCH && !replica.trimmed().includes(stamp);
         let of_epoch = held.iter().filter(|(_, record)| lists(record.stamp));
         let listed: BTreeSet<_> = of_epoch.map(|(key, record)| (record.stamp, key.clone())).collect();
-        if listed != index(&*node.durable) {
+        if listed != index(&*node.durable, replica.trimmed()) {
             return fail("its index is not of what it holds".into());
         }
         let gone = |origin: &NodeId| self.nodes[origin].wiped || !self.members.hears(*origin);

@@ -150,7 +150,7 @@ impl World {
     pub(crate) fn add(&mut self, id: NodeId, start: Start, members: Members) {
         let mut config = Config::new(id, Boot(1));
         (config.report_ms, config.apart_report_ms, config.idle_report_ms, config.stall_ms) = (40, 300, 400, 150);
-        (config.chunk_bytes, config.forget_rows, config.trim_rows) = (120, 4, 5);
+        (config.chunk_bytes, config.forget_rows, config.clear_rows) = (120, 4, 5);
         (self.configure)(&mut config);
         let store = MemoryStore::new();
         let base = (self.plan.heirs && start == Start::Founder).then(|| self.inherit(&store));
