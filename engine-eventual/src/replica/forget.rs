@@ -6,6 +6,9 @@ use duet_store::{Family, StoreError, layout};
 use super::Step;
 use crate::{Frontier, Planted, rows::Standing, table::ReadError};
 
+/// The least time between two looks at what everybody holds, in milliseconds.
+const TRIM_MS: u64 = 10;
+
 impl Step<'_> {
     /// Forgets the tombstones that every member, joining and leaving ones included, has durably seen, each by a
     /// report of this very version of the members. Each stays in the floor as a stamp: nobody who has not seen it is
@@ -63,11 +66,12 @@ impl Step<'_> {
         Ok(())
     }
 
-    /// Lists no more what everybody holds, as of the latest reports.
+    /// Lists no more what everybody holds, by all that they have said.
     pub(super) fn trim(&mut self) {
-        if self.r.meta.fence.is_some() || !std::mem::take(&mut self.r.reports) {
+        if self.r.meta.fence.is_some() || self.cx.now_ms < self.r.trimmed_ms + TRIM_MS {
             return;
         }
+        self.r.trimmed_ms = self.cx.now_ms;
         let own = self.r.planted(Planted::TrimByOwnFrontier).then(|| self.r.synced.frontier.clone());
         if let Some(horizon) = own.or_else(|| self.horizon()) {
             self.r.meta.trimmed.join(&horizon);

@@ -221,8 +221,8 @@ pub struct Replica {
     /// How far the rows of what the index was trimmed by were removed since the start, and when.
     cleared: Frontier,
     cleared_ms: u64,
-    /// Whether somebody has reported since the index was trimmed.
-    reports: bool,
+    /// When the index was last trimmed.
+    trimmed_ms: u64,
     /// Origins with extras that are no members, and what is done about them (rule 7).
     sweep: Option<Sweep>,
     /// The sessions with the members of the base, once they were asked for.
@@ -311,7 +311,7 @@ impl Replica {
             indexed: 0,
             cleared: Frontier::default(),
             cleared_ms: 0,
-            reports: false,
+            trimmed_ms: 0,
             sweep: None,
             converge: None,
             converged: None,

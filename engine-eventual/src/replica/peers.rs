@@ -72,7 +72,10 @@ impl Step<'_> {
         match envelope.message {
             Message::Push(_) | Message::Copied(_) | Message::Fetched { .. } | Message::Differs(_)
                 if self.takes_nothing() => {}
-            Message::Push(push) => self.pushed(from, push)?,
+            Message::Push(push) => {
+                self.r.peers.entry(from).or_default().holds(version, &push.frontier);
+                self.pushed(from, push)?;
+            }
             Message::Ack(hlc) => {
                 let me = self.r.config.node;
                 let held = Frontier::from_iter([(me, hlc)]);
@@ -203,7 +206,6 @@ impl Step<'_> {
         }
         (peer.heard_ms, peer.reported_ms) = (self.cx.now_ms, self.cx.now_ms);
         peer.report = Some(report);
-        self.r.reports = true;
         if self.is_fenced() {
             return Ok(());
         }
