@@ -2,11 +2,22 @@
 
 #![allow(clippy::print_stdout, reason = "what was left out is told")]
 
-use std::{fs, process::Command};
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
-use duet_tests::process::binary;
+use duet_tests::process::{PATIENCE, binary};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::Value;
+use tempfile::TempDir;
 
 /// Runs one briefly, if the machine has what it needs.
 fn measured_with(needs: &str, program: &str, name: &str) -> Result<Option<Value>> {
@@ -17,15 +28,18 @@ fn measured_with(needs: &str, program: &str, name: &str) -> Result<Option<Value>
     measured(program, name).map(Some)
 }
 
+/// One that is brief.
+fn brief(program: &str, folder: &TempDir) -> Result<Command> {
+    let mut command = Command::new(program);
+    command.arg(folder.path()).arg("--short");
+    command.env("DUET_BIN_DIR", binary("duetd")?.parent().context("a binary lies in a folder")?);
+    Ok(command)
+}
+
 /// Runs one briefly.
 fn measured(program: &str, name: &str) -> Result<Value> {
-    let folder = tempfile::TempDir::with_prefix("duet-bench-")?;
-    let output = Command::new(program)
-        .arg(folder.path())
-        .arg("--short")
-        .env("DUET_BIN_DIR", binary("duetd")?.parent().context("a binary lies in a folder")?)
-        .output()
-        .context("starting it")?;
+    let folder = TempDir::with_prefix("duet-bench-")?;
+    let output = brief(program, &folder)?.output().context("starting it")?;
     let (shown, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     ensure!(output.status.success(), "{}\n{shown}\n{errors}", output.status);
     ensure!(shown.contains("ratio (min to max)") && !shown.contains("not measured"), "{shown}");
@@ -68,4 +82,39 @@ fn eventual_namespaces_beside_redis() -> Result<()> {
 #[test]
 fn many_records_and_namespaces_beside_few() -> Result<()> {
     complete(&measured(env!("CARGO_BIN_EXE_bench-scale"), "scale")?, 6, 12)
+}
+
+/// The processes that a process has started and that still run.
+fn started_by(process: u32) -> Result<Vec<String>> {
+    let mut started = Vec::new();
+    for task in fs::read_dir(format!("/proc/{process}/task"))? {
+        let children = fs::read_to_string(task?.path().join("children")).unwrap_or_default();
+        started.extend(children.split_whitespace().map(str::to_owned));
+    }
+    Ok(started)
+}
+
+#[test]
+fn who_stops_one_stops_its_nodes() -> Result<()> {
+    let folder = TempDir::with_prefix("duet-bench-")?;
+    let mut command = brief(env!("CARGO_BIN_EXE_bench-scale"), &folder)?;
+    let mut bench = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    let deadline = Instant::now() + PATIENCE;
+    // Its clusters are two, of three nodes each.
+    let nodes = loop {
+        let nodes = started_by(bench.id())?;
+        if nodes.len() == 6 || Instant::now() > deadline {
+            break nodes;
+        }
+        thread::sleep(Duration::from_millis(10));
+    };
+    ensure!(nodes.len() == 6, "{nodes:?}");
+    kill(Pid::from_raw(bench.id().try_into()?), Signal::SIGTERM)?;
+    ensure!(!bench.wait()?.success(), "it did not end before its time");
+    let left: Vec<_> = nodes.iter().filter(|node| Path::new("/proc").join(node).exists()).collect();
+    for node in &left {
+        let _ = kill(Pid::from_raw(node.parse()?), Signal::SIGKILL);
+    }
+    ensure!(left.is_empty(), "{left:?} still ran");
+    Ok(())
 }

@@ -6,6 +6,7 @@ use duet_bench::{
     side::{Bound, Case, Etcd, Figure, Nodes, Of, Options, Samples, System},
 };
 use duet_client::NewNamespace;
+use duet_tests::process::unless_stopped;
 
 /// Connections to etcd; Duet's are an option.
 const CONNECTIONS: usize = 8;
@@ -23,6 +24,10 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 #[tokio::main]
 async fn main() -> Result<()> {
+    unless_stopped(bench()).await
+}
+
+async fn bench() -> Result<()> {
     let options = Options::read();
     let etcd = Etcd::start().await?;
     let nodes = Nodes::start(options.connections).await?;

@@ -7,6 +7,7 @@ use duet_bench::{
     side::{Bound, Case, Figure, Nodes, Of, Options, Redis, Samples, System},
 };
 use duet_client::NewNamespace;
+use duet_tests::process::unless_stopped;
 
 /// Connections to redis; Duet's are an option.
 const CONNECTIONS: usize = 8;
@@ -24,6 +25,10 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 #[tokio::main]
 async fn main() -> Result<()> {
+    unless_stopped(bench()).await
+}
+
+async fn bench() -> Result<()> {
     let options = Options::read();
     let (plain, tls) = (Redis::start(false).await?, Redis::start(true).await?);
     let nodes = Nodes::start(options.connections).await?;

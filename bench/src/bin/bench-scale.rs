@@ -9,6 +9,7 @@ use duet_bench::{
     side::{Bound, Case, Figure, Nodes, Of, Options, Samples, System},
 };
 use duet_client::{Mode, NewNamespace};
+use duet_tests::process::unless_stopped;
 
 /// Namespaces written at once.
 const NAMESPACES: usize = 100;
@@ -43,6 +44,10 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 #[tokio::main]
 async fn main() -> Result<()> {
+    unless_stopped(bench()).await
+}
+
+async fn bench() -> Result<()> {
     let options = Options::read();
     let mut samples = Samples::default();
     let mut figures = Vec::new();

@@ -21,6 +21,7 @@ mod leader;
 mod ledger;
 mod link;
 mod port;
+mod stop;
 mod switch;
 
 use std::time::Duration;
@@ -33,6 +34,7 @@ pub use leader::{converged, leader};
 pub use ledger::{Ledger, Tally, Writers, patiently};
 pub use link::Link;
 pub use port::Port;
+pub use stop::unless_stopped;
 pub use switch::{Passage, agreed};
 
 /// How long anything may take on a slow machine before a test gives up.

@@ -17,7 +17,7 @@ use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 use duet_client::{Client, Mode, Namespace, NewNamespace};
-use duet_tests::process::{Cluster, Layout, Link, PATIENCE, Passage, agreed};
+use duet_tests::process::{Cluster, Layout, Link, PATIENCE, Passage, agreed, unless_stopped};
 use futures::{StreamExt, TryStreamExt, stream};
 use tokio::time::{Instant, sleep};
 
@@ -51,6 +51,10 @@ const SHORT: Course = Course { sizes: &[1_000, 5_000], divergences: &[0, 200], a
 
 #[tokio::main]
 async fn main() -> Result<()> {
+    unless_stopped(bench()).await
+}
+
+async fn bench() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
     let folder = PathBuf::from(arguments.next().context("bench-switch FOLDER [short]")?);
     let course = match arguments.next().as_deref() {

@@ -16,7 +16,7 @@ use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use duet_client::{Client, Namespace, NamespaceStatus, NewNamespace};
 use duet_proto::QuorumHealth;
-use duet_tests::process::{Cluster, Layout, PATIENCE, converged, leader, patiently};
+use duet_tests::process::{Cluster, Layout, PATIENCE, converged, leader, patiently, unless_stopped};
 use futures::{StreamExt, TryStreamExt, stream};
 
 /// The namespace that is written to.
@@ -51,6 +51,10 @@ const FIGURES: [(&str, &str, &str); 8] = [
 
 #[tokio::main]
 async fn main() -> Result<()> {
+    unless_stopped(figures()).await
+}
+
+async fn figures() -> Result<()> {
     let asked: Vec<String> = std::env::args().skip(1).collect();
     if let Some(unknown) = asked.iter().find(|name| !FIGURES.iter().any(|(known, ..)| known == name)) {
         bail!("there is no figure {unknown:?}; there are {}", FIGURES.map(|(name, ..)| name).join(", "));
