@@ -28,11 +28,13 @@ use crate::{
 /// Wait before the second call; it doubles with each further one.
 const BACKOFF_FIRST: Duration = Duration::from_millis(20);
 /// Longest wait between calls.
-const BACKOFF_MOST: Duration = Duration::from_millis(500);
+const BACKOFF_MOST: Duration = Duration::from_millis(250);
 /// How long the node with the higher id waits for the other to call.
 const COURTESY: Duration = Duration::from_millis(60);
 /// A connection that lasted this long was a good one: the backoff starts over.
 const LASTED: Duration = Duration::from_secs(2);
+/// How often it is looked whether anything has come, while a peer says nothing, until it has to give a sign of life.
+const LOOKS: u32 = 4;
 /// How long one call may take: short, so that a healed network is noticed soon.
 pub(super) const CALL: Duration = Duration::from_secs(1);
 
@@ -162,9 +164,12 @@ pub(super) async fn keep_calling(inner: Arc<Inner>, node: NodeId, address: Strin
         match inner.standing(node) {
             Standing::Gone => return,
             Standing::Up { renew } if renew > Instant::now() => {
-                up_since = up_since.or_else(|| Some(Instant::now()));
+                if up_since.get_or_insert_with(Instant::now).elapsed() >= LASTED {
+                    backoff = BACKOFF_FIRST;
+                }
                 said.clear();
-                tokio::select! { biased; () = changed.notified() => (), () = sleep_until(renew) => () }
+                let look = renew.min(Instant::now() + inner.wiring.limits.keep_alive / LOOKS);
+                tokio::select! { biased; () = changed.notified() => (), () = sleep_until(look) => () }
                 continue;
             }
             Standing::Up { .. } => (),

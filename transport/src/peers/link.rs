@@ -21,7 +21,7 @@ use tokio::{
 
 use super::{Inner, Lane, call::CALL};
 use crate::{
-    Refusal,
+    Limits, Refusal,
     service::HELLO,
     stats::add,
     wire::{FrameReader, Outbox, write_frame},
@@ -34,6 +34,11 @@ const LINGER: Duration = Duration::from_secs(5);
 const RENEW: f64 = 2.0 / 3.0;
 /// The same for the other side, should the first have missed it.
 const RENEW_LATE: f64 = 5.0 / 6.0;
+/// The same for one from which nothing comes, in times of silence after which each side gives a sign of life: where packets
+/// are lost QUIC waits twice as long before each further try, so that it would notice a healed network as long
+/// after as it was broken.
+const SILENT: f64 = 1.5;
+const SILENT_LATE: f64 = 1.75;
 
 /// The first frame of a lane's stream.
 #[derive(Debug, Serialize, Deserialize)]
@@ -58,9 +63,21 @@ pub(super) struct Link {
     pub(super) connection: Connection,
     called: bool,
     since: Instant,
+    /// Datagrams that have come, and when there were more than before.
+    heard: (u64, Instant),
 }
 
 impl Link {
+    /// When another one is to be made, unless something comes: this one is old then, or silent.
+    fn renew(&mut self, limits: &Limits) -> Instant {
+        let come = self.connection.stats().udp_rx.datagrams;
+        if come > self.heard.0 {
+            self.heard = (come, Instant::now());
+        }
+        let (age, silence) = if self.called { (RENEW, SILENT) } else { (RENEW_LATE, SILENT_LATE) };
+        (self.since + limits.max_age.mul_f64(age)).min(self.heard.1 + limits.keep_alive.mul_f64(silence))
+    }
+
     /// Another one has taken its place: nothing is sent on it any more, and what is under way still arrives.
     fn linger(self) {
         tokio::spawn(async move {
@@ -106,7 +123,7 @@ impl Inner {
         let serial = state.serial;
         let peer = state.peers.entry(node).or_default();
         let since = Instant::now();
-        let link = Link { serial, connection: connection.clone(), called, since };
+        let link = Link { serial, connection: connection.clone(), called, since, heard: (0, since) };
         let crossed = |other: &Link| other.called != called && other.since.elapsed() < CALL;
         if called == (self.wiring.me > node) && peer.links.last().is_some_and(crossed) {
             link.linger();
@@ -162,14 +179,11 @@ impl Inner {
     }
 
     pub(super) fn standing(&self, node: NodeId) -> Standing {
-        let state = self.state();
-        let Some(peer) = state.peers.get(&node) else { return Standing::Gone };
-        match peer.links.last() {
+        let mut state = self.state();
+        let Some(peer) = state.peers.get_mut(&node) else { return Standing::Gone };
+        match peer.links.last_mut() {
             None => Standing::Down,
-            Some(link) => {
-                let part = if link.called { RENEW } else { RENEW_LATE };
-                Standing::Up { renew: link.since + self.wiring.limits.max_age.mul_f64(part) }
-            }
+            Some(link) => Standing::Up { renew: link.renew(&self.wiring.limits) },
         }
     }
 }
