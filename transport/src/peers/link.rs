@@ -34,10 +34,10 @@ const LINGER: Duration = Duration::from_secs(5);
 const RENEW: f64 = 2.0 / 3.0;
 /// The same for the other side, should the first have missed it.
 const RENEW_LATE: f64 = 5.0 / 6.0;
-/// The same for one from which nothing comes, in times of silence after which each side gives a sign of life: where packets
-/// are lost QUIC waits twice as long before each further try, so that it would notice a healed network as long
-/// after as it was broken.
+/// After how much silence another one is made, in times of that after which each side gives a sign of life. Where packets are
+/// lost QUIC waits twice as long before each further try, and would notice a healed network as long after as it was broken.
 const SILENT: f64 = 1.5;
+/// The same for the other side.
 const SILENT_LATE: f64 = 1.75;
 
 /// The first frame of a lane's stream.
