@@ -108,13 +108,14 @@ fn who_stops_one_stops_its_nodes() -> Result<()> {
         }
         thread::sleep(Duration::from_millis(10));
     };
-    ensure!(nodes.len() == 6, "{nodes:?}");
     kill(Pid::from_raw(bench.id().try_into()?), Signal::SIGTERM)?;
-    ensure!(!bench.wait()?.success(), "it did not end before its time");
+    let ended = bench.wait()?;
     let left: Vec<_> = nodes.iter().filter(|node| Path::new("/proc").join(node).exists()).collect();
     for node in &left {
         let _ = kill(Pid::from_raw(node.parse()?), Signal::SIGKILL);
     }
+    ensure!(nodes.len() == 6, "{nodes:?}");
+    ensure!(!ended.success(), "it did not end before its time");
     ensure!(left.is_empty(), "{left:?} still ran");
     Ok(())
 }

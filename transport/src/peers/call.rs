@@ -33,7 +33,7 @@ const BACKOFF_MOST: Duration = Duration::from_millis(250);
 const COURTESY: Duration = Duration::from_millis(60);
 /// A connection that lasted this long was a good one: the backoff starts over.
 const LASTED: Duration = Duration::from_secs(2);
-/// How often it is looked whether anything has come, while a peer says nothing, until it has to give a sign of life.
+/// How often it is looked whether a peer has said anything, within the time after which it gives a sign of life.
 const LOOKS: u32 = 4;
 /// How long one call may take: short, so that a healed network is noticed soon.
 pub(super) const CALL: Duration = Duration::from_secs(1);
