@@ -46,6 +46,8 @@ const RANGES: usize = 64;
 /// told any more, and make room when it is needed.
 pub(crate) struct Recent {
     rows: Cache<u64, Row, Weight>,
+    /// The weight of the largest row that is kept.
+    most: u64,
     hasher: DefaultHashBuilder,
     /// Everything written up to here is also here.
     settled: AtomicU64,
@@ -109,8 +111,12 @@ struct Weight;
 
 impl Weighter<u64, Row> for Weight {
     fn weight(&self, _: &u64, row: &Row) -> u64 {
-        (row.bytes.len() + OVERHEAD) as u64
+        weight(row.bytes.len())
     }
+}
+
+fn weight(bytes: usize) -> u64 {
+    (bytes + OVERHEAD) as u64
 }
 
 impl Recent {
@@ -121,7 +127,8 @@ impl Recent {
         options.estimated_items_capacity(bytes / USUAL).weight_capacity(bytes as u64).shards((bytes / SHARD).max(8));
         let options = options.build().expect("both capacities are given");
         let rows = Cache::with_options(options, Weight, hasher.clone(), DefaultLifecycle::default());
-        Recent { rows, hasher, settled: AtomicU64::new(settled), gone: RwLock::default(), gone_at: AtomicU64::new(0) }
+        let (settled, most) = (AtomicU64::new(settled), rows.shard_capacity() / 2);
+        Recent { rows, most, hasher, settled, gone: RwLock::default(), gone_at: AtomicU64::new(0) }
     }
 
     /// Whether a row of this key is here, most likely.
@@ -181,7 +188,13 @@ impl Recent {
         for edit in batch.edits() {
             match edit {
                 Edit::Put(Family::Data, key, value) => {
-                    self.rows.insert(self.hasher.hash_one(key.as_ref()), Row::new(key, value, latest));
+                    let place = self.hasher.hash_one(key.as_ref());
+                    // A row for which there is no room drives out the one before it, but not a reader who is fetching that.
+                    if weight(key.len() + value.len()) > self.most {
+                        self.rows.remove(&place);
+                    } else {
+                        self.rows.insert(place, Row::new(key, value, latest));
+                    }
                 }
                 Edit::Delete(Family::Data, key) => {
                     self.rows.remove(&self.hasher.hash_one(key.as_ref()));
@@ -370,6 +383,20 @@ mod tests {
         };
         assert_eq!(small.recent.get(KEY, None, || small.latest.get(), slow).unwrap(), Some("old".into()));
         assert_eq!(small.held(), None);
+    }
+
+    /// The new row has no room here; the old one, which has, must not come after it.
+    #[test]
+    fn a_slow_reader_leaves_nothing_old_beside_a_row_that_is_too_large() {
+        let small = Small::new();
+        let slow = || {
+            let mut batch = Batch::new();
+            batch.put(Family::Data, KEY, vec![7; 1 << 20]);
+            small.write(&batch);
+            Ok(Some("old".into()))
+        };
+        assert_eq!(small.recent.get(KEY, None, || small.latest.get(), slow).unwrap(), Some("old".into()));
+        assert_eq!((small.held(), small.get_at(1, None)), (None, None));
     }
 
     #[test]
