@@ -120,10 +120,11 @@ impl Admin {
     }
 
     /// Changes how many members of an eventual namespace must have synced a write before it is acknowledged. Answered
-    /// when the catalog has the change; the members follow one by one.
+    /// when the catalog has the change; the members follow one by one. Of a strong namespace, whose writes are synced by
+    /// a majority, it counts once that is switched.
     ///
     /// # Errors
-    /// [`ClientError`]; `Unsupported` if the namespace is strong.
+    /// [`ClientError`]; `InvalidRequest` if its members cannot give so many.
     pub async fn set_copies(&self, name: impl AsRef<str>, copies: u32) -> Result<NamespaceInfo, ClientError> {
         self.info(proto::Admin::SetCopies { name: NamespaceName::new(name)?, copies }).await
     }

@@ -271,7 +271,8 @@ pub enum Admin {
         /// Which.
         node: NodeId,
     },
-    /// Changes how many members of an eventual namespace must have synced a write before it is acknowledged.
+    /// Changes how many members of an eventual namespace must have synced a write before it is acknowledged. Of a strong one
+    /// it counts once that is switched.
     SetCopies {
         /// Its name.
         name: NamespaceName,

@@ -81,7 +81,9 @@ impl Plan {
 }
 
 /// The plan for a change that an administrator asks for. `ListNamespaces` and `ShowNamespace` change nothing.
-pub(crate) fn plan(view: &View, admin: &Admin) -> Result<Plan, Error> {
+///
+/// `wall_ms` is the clock's, in milliseconds since 1970.
+pub(crate) fn plan(view: &View, admin: &Admin, wall_ms: u64) -> Result<Plan, Error> {
     match admin {
         Admin::CreateNamespace { name, mode, replicas, members, copies } => {
             create(view, name, *mode, *replicas, members, *copies)
@@ -90,7 +92,7 @@ pub(crate) fn plan(view: &View, admin: &Admin) -> Result<Plan, Error> {
         Admin::SetMembers { name, members } => set_members(view, name, members),
         Admin::SetCopies { name, copies } => reform::set_copies(view, name, *copies),
         Admin::SwitchMode { name, to, without } => switch::request(view, name, *to, without),
-        Admin::AbortSwitch { name } => switch::abort(view, name),
+        Admin::AbortSwitch { name } => switch::abort(view, name, wall_ms),
         Admin::Forget { name, node } => switch::forget(view, name, *node),
         Admin::AddNode { address } => add_node(view, address),
         Admin::RemoveNode { node } => remove_node(view, *node),
@@ -127,9 +129,8 @@ fn create(
         (replicas, []) => place(view, replicas)?,
         (_, named) => checked_members(view, named)?,
     };
-    if mode == Mode::Eventual {
-        reform::check_copies(copies, &members)?;
-    }
+    // A strong one may be switched.
+    reform::check_copies(copies, &members)?;
     let record = NamespaceRecord::new(next.record.namespace, mode, members, copies);
     let after = Counters { namespace: NamespaceId(record.id.0 + 1), ..*next.record };
     let plan = Plan::new(Goal::Namespace(name.clone()));
@@ -195,6 +196,7 @@ fn set_members(view: &View, name: &NamespaceName, members: &[NodeId]) -> Result<
     if entry.record.mode == Mode::Eventual {
         return reform::set_members(view, name, entry, to);
     }
+    reform::check_enough(entry.record.copies, &to)?;
     let mut record = match &entry.record.state {
         NamespaceState::Deleting { .. } => return Err(changing(name, "it is being deleted")),
         NamespaceState::Switching(_) => return Err(changing(name, "its mode is being switched")),

@@ -318,7 +318,7 @@ impl Inner {
         // A refusal, or "nothing to do", counts only if the view was as new as the request.
         let mut fresh = false;
         loop {
-            match plan::plan(&self.view(), admin) {
+            match plan::plan(&self.view(), admin, self.clock.wall_ms()) {
                 Ok(plan) => {
                     let done = match plan.transaction() {
                         Some(op) => self.commit(op, deadline).await?,

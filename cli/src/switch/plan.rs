@@ -195,6 +195,12 @@ impl Plan {
         if !self.without.is_empty() {
             self.blocks.push("--without is of no use here: any quorum completes a switch to eventual".into());
         }
+        let (members, copies) = (look.info.namespace.members.len(), self.copies);
+        if copies as usize > members {
+            self.blocks.push(format!(
+                "{copies} copies are asked for, {members} members cannot give them: lower them first (duet ns set-copies)"
+            ));
+        }
         let statuses = || look.replicas.values().flatten();
         let leader = statuses().filter(|r| r.role == GroupRole::Leader).max_by_key(|r| r.term);
         match leader.map(|leader| leader.quorum) {

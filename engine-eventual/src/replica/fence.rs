@@ -12,7 +12,7 @@ use std::{borrow::Cow, collections::BTreeSet};
 use duet_proto::{Body, Digest, Hlc, NodeId, Stamp};
 use duet_store::{Family, StoreError, View, layout};
 
-use super::{Replica, Step, Ticket, serve};
+use super::{Replica, Step, Ticket, peers::Peer, serve};
 use crate::{
     Frontier, Planted,
     rows::{Beyond, Meta, Standing, next_beyond},
@@ -137,16 +137,29 @@ impl Replica {
     #[must_use]
     pub fn is_near(&self, now_ms: u64) -> bool {
         let healing = self.heal.is_open() || self.heal.is_comparing(now_ms);
-        let within = |since: u64, ms: u64| now_ms.saturating_sub(since) <= ms;
+        let within = |since: u64| now_ms.saturating_sub(since) <= HEARD_MS;
+        // Who has just started does not know yet what it lacks.
+        let others = |node: &NodeId| *node != self.config.node && !self.silent.contains(node);
+        let told = |node: NodeId| self.peers.get(&node).is_some_and(|peer| peer.report.is_some());
+        let knows = self.begun_ms.is_some_and(|begun| !within(begun))
+            || self.synced.members.everyone().filter(others).all(told);
+        let mut heard = self.peers.values().filter(|peer| within(peer.heard_ms));
+        self.synced.standing == Standing::Whole
+            && !healing
+            && knows
+            && !heard.any(|peer| self.is_behind(peer, now_ms))
+    }
+
+    /// Whether it lacks something that a peer has told of, and that is not quite new: by when that was told, and by the
+    /// times of the writes, as who was away has only just been told.
+    fn is_behind(&self, peer: &Peer, now_ms: u64) -> bool {
         let mine = &self.synced.frontier;
-        let mut heard = self.peers.values().filter(|peer| within(peer.heard_ms, HEARD_MS));
-        let near = heard.all(|peer| {
-            let lacking =
-                peer.lacking.as_ref().is_some_and(|(at, held)| !within(*at, BEHIND_MS) && !mine.covers(held));
-            let told = peer.report.as_ref().is_some_and(|report| !mine.covers(&report.frontier));
-            !lacking && (!told || within(peer.reported_ms, BEHIND_MS))
-        });
-        self.synced.standing == Standing::Whole && !healing && near
+        let behind = |told_ms: u64, held: &Frontier| {
+            let far = |(node, hlc): (NodeId, Hlc)| hlc.millis() > mine.get(node).millis().saturating_add(BEHIND_MS);
+            !mine.covers(held) && (now_ms.saturating_sub(told_ms) > BEHIND_MS || held.iter().any(far))
+        };
+        peer.lacking.as_ref().is_some_and(|(at, held)| behind(*at, held))
+            || peer.report.as_ref().is_some_and(|report| behind(peer.reported_ms, &report.frontier))
     }
 }
 

@@ -207,6 +207,8 @@ pub struct Replica {
     last_pulled: NodeId,
     /// Peers that seem not to be there: asked last.
     silent: BTreeSet<NodeId>,
+    /// When it took its first step since the node started.
+    begun_ms: Option<u64>,
     /// Pushes that wait for the end of a session.
     early: BTreeMap<NodeId, Vec<Push>>,
     /// Sessions of peers with this replica, one each.
@@ -303,6 +305,7 @@ impl Replica {
             wanted: BTreeSet::new(),
             pull: None,
             silent: BTreeSet::new(),
+            begun_ms: None,
             early: BTreeMap::new(),
             serving: BTreeMap::new(),
             heal: Heal::default(),
@@ -328,6 +331,7 @@ impl Replica {
         if self.in_flight {
             return Err(StoreError::Io { what: "a step began before the one before it was persisted".into() });
         }
+        self.begun_ms.get_or_insert(cx.now_ms);
         let table = Table::new(cx.view, self.id());
         let previous = self.meta.frontier.get(self.config.node);
         let mut step = Step { r: self, cx, table, effects: Effects::default(), writes: Vec::new(), previous };

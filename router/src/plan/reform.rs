@@ -48,17 +48,33 @@ pub(super) fn check_copies(copies: u32, members: &[NodeId]) -> Result<(), Error>
     Ok(())
 }
 
+/// Refuses members that cannot give the copies of before.
+pub(super) fn check_enough(copies: u32, nodes: &[NodeId]) -> Result<(), Error> {
+    if copies as usize > nodes.len() {
+        let why =
+            format!("{copies} copies are asked for, {} members cannot give them: lower them first", nodes.len());
+        return Err(invalid(why));
+    }
+    Ok(())
+}
+
 /// The plan for other copies.
 pub(super) fn set_copies(view: &View, name: &NamespaceName, copies: u32) -> Result<Plan, Error> {
     protect(name)?;
     let entry = find(view, name)?;
-    if entry.record.mode != Mode::Eventual {
-        let why = "a strong namespace's writes are synced by a majority of its members, whatever is asked for";
-        return Err(Error::Unsupported { mode: entry.record.mode, why: why.into() });
-    }
     let nodes = target(&entry.record).nodes;
     check_copies(copies, &nodes)?;
-    retarget(view, name, entry, Electorate { nodes, copies })
+    if entry.record.mode == Mode::Eventual {
+        return retarget(view, name, entry, Electorate { nodes, copies });
+    }
+    may_change(name, &entry.record)?;
+    let plan = Plan::new(Goal::Namespace(name.clone()));
+    if entry.record.copies == copies {
+        return Ok(plan);
+    }
+    // Its writes are synced by a majority, whatever is asked for: this is for when it is switched.
+    let record = NamespaceRecord { copies, version: entry.record.version + 1, ..copy(entry) };
+    Ok(plan.replace(Key::Namespace(name.clone()), Some(entry), &record))
 }
 
 /// The plan for other members.
@@ -69,11 +85,7 @@ pub(super) fn set_members(
     nodes: Vec<NodeId>,
 ) -> Result<Plan, Error> {
     let copies = target(&entry.record).copies;
-    if copies as usize > nodes.len() {
-        let why =
-            format!("{copies} copies are asked for, {} members cannot give them: lower them first", nodes.len());
-        return Err(invalid(why));
-    }
+    check_enough(copies, &nodes)?;
     if let Some(node) = nodes.iter().find(|node| entry.record.left.contains(node)) {
         let why = format!(
             "node {node} was a member of {name} and left: others may have forgotten some of what it wrote then, and \
@@ -84,9 +96,18 @@ pub(super) fn set_members(
     retarget(view, name, entry, Electorate { nodes, copies })
 }
 
+fn may_change(name: &NamespaceName, record: &NamespaceRecord) -> Result<(), Error> {
+    match record.state {
+        NamespaceState::Deleting { .. } => Err(changing(name, "it is being deleted")),
+        NamespaceState::Switching(_) => Err(changing(name, "its mode is being switched")),
+        _ => Ok(()),
+    }
+}
+
 /// What the namespace is on its way to, or is.
 fn target(record: &NamespaceRecord) -> Electorate {
     match &record.state {
+        NamespaceState::Moving { to, .. } => Electorate { nodes: to.clone(), copies: record.copies },
         NamespaceState::Filling { to, copies, .. } => Electorate { nodes: to.clone(), copies: *copies },
         _ => record.electorate(),
     }
@@ -99,11 +120,7 @@ fn retarget(
     to: Electorate,
 ) -> Result<Plan, Error> {
     let plan = Plan::new(Goal::Namespace(name.clone()));
-    match entry.record.state {
-        NamespaceState::Deleting { .. } => return Err(changing(name, "it is being deleted")),
-        NamespaceState::Switching(_) => return Err(changing(name, "its mode is being switched")),
-        _ => {}
-    }
+    may_change(name, &entry.record)?;
     if target(&entry.record) == to {
         return Ok(plan);
     }

@@ -24,7 +24,7 @@ use std::{
 use duet_engine_eventual::Frontier;
 use duet_proto::{Epoch, Error, Mode, NamespaceName, NodeId, SwitchPast};
 
-use super::{Goal, Plan, changing, copy, find, invalid, protect};
+use super::{Goal, Plan, changing, copy, find, invalid, protect, reform};
 use crate::{
     catalog::{Base, Held, Key, NamespaceRecord, NamespaceState, Step, Switch},
     planted::Planted,
@@ -35,6 +35,8 @@ use crate::{
 const AWAY: Duration = Duration::from_secs(1);
 /// How long those that were near are waited for once writes have stopped, where enough others have sealed.
 const SLOW: Duration = Duration::from_millis(300);
+/// How long what members have said of being near counts.
+const FRESH: Duration = Duration::from_secs(5);
 /// How long writes may stop before the fences are lifted and the switch begins again.
 const BOUND: Duration = Duration::from_secs(2);
 /// The rest after the first attempt that did not end in time; each further one doubles it, up to 32 times.
@@ -79,6 +81,9 @@ pub(super) fn request(view: &View, name: &NamespaceName, to: Mode, without: &[No
     let entry = find(view, name)?;
     let record = &entry.record;
     let without = checked_without(record, to, without)?;
+    if to == Mode::Eventual {
+        reform::check_enough(record.copies, &record.members)?;
+    }
     let plan = Plan::new(Goal::Namespace(name.clone()));
     let switch = match &record.state {
         NamespaceState::Stable if record.mode == to => return Ok(plan),
@@ -103,7 +108,7 @@ pub(super) fn request(view: &View, name: &NamespaceName, to: Mode, without: &[No
 }
 
 /// The plan for ending a switch before it is done.
-pub(super) fn abort(view: &View, name: &NamespaceName) -> Result<Plan, Error> {
+pub(super) fn abort(view: &View, name: &NamespaceName, wall_ms: u64) -> Result<Plan, Error> {
     let entry = find(view, name)?;
     let plan = Plan::new(Goal::Namespace(name.clone()));
     match &entry.record.state {
@@ -114,8 +119,10 @@ pub(super) fn abort(view: &View, name: &NamespaceName) -> Result<Plan, Error> {
         NamespaceState::Switching(Switch { step: Step::Ending { back: true }, .. }) => Ok(plan),
         NamespaceState::Switching(switch) => {
             let mut record = with_state(entry, NamespaceState::Stable);
-            let past = past(entry, switch, entry.stamp.hlc.millis(), Vec::new());
-            remember(&mut record, SwitchPast { aborted: true, ..past });
+            let writes_wait = !matches!(switch.step, Step::Gathering { .. } | Step::Ending { .. });
+            let past = past(entry, switch, wall_ms.max(entry.stamp.hlc.millis()), Vec::new());
+            let sealed_ms = if writes_wait { past.sealed_ms } else { 0 };
+            remember(&mut record, SwitchPast { aborted: true, sealed_ms, ..past });
             Ok(plan.replace(key(name), Some(entry), &record))
         }
         _ => Err(invalid(format!("namespace {name} is not being switched"))),
@@ -206,8 +213,15 @@ fn gather(
     if !gathered(record, switch, &near, at) {
         return go_on(entry, switch, Step::Gathering { near });
     }
+    let since = switch.asked_ms.max(switch.sealed_ms);
+    let switch = Switch { sealed_ms: now(entry, at), ..switch.clone() };
+    // Some may have said so long ago, and be away by now: all are asked once more.
+    if switch.sealed_ms.saturating_sub(since) > FRESH.as_millis() as u64 {
+        near.retain(|node| *node == me && matches!(came, Came::Eventual { near: true, .. }));
+        return go_on(entry, &switch, Step::Gathering { near });
+    }
     let step = Step::Sealing { expected: near, sealed: Vec::new() };
-    let switch = Switch { tries: switch.tries + 1, sealed_ms: now(entry, at), ..switch.clone() };
+    let switch = Switch { tries: switch.tries + 1, ..switch };
     NamespaceRecord { attempts: record.attempts + 1, ..go_on(entry, &switch, step) }
 }
 
@@ -353,7 +367,8 @@ fn past(entry: &Entry<NamespaceRecord>, switch: &Switch, ended_ms: u64, apart: V
     SwitchPast {
         epoch: record.epoch,
         to: other(record.mode),
-        asked_ms: switch.asked_ms,
+        // Until somebody has said what it has come to, the entry is as it was asked for.
+        asked_ms: if switch.asked_ms == 0 { entry.stamp.hlc.millis() } else { switch.asked_ms },
         sealed_ms: switch.sealed_ms,
         ended_ms,
         attempts: switch.tries,

@@ -176,7 +176,8 @@ async fn copies_can_be_changed() {
     cluster.reads(3, "e", "k", "two are enough").await;
     let strong = cluster.create(1, "s", &[]).await.unwrap();
     assert_eq!(strong.copies, 1);
-    assert!(matches!(cluster.info(1, copies("s", 2)).await, Err(Error::Unsupported { .. })));
+    assert_eq!(cluster.info(1, copies("s", 2)).await.unwrap().copies, 2);
+    assert!(matches!(cluster.info(1, copies("s", 4)).await, Err(Error::InvalidRequest { .. })));
 }
 
 #[tokio::test(start_paused = true)]

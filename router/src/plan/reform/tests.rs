@@ -97,7 +97,7 @@ impl World {
     }
 
     fn ask(&mut self, admin: &Admin) {
-        if let Ok(plan) = plan(&self.store.view(), admin) {
+        if let Ok(plan) = plan(&self.store.view(), admin, 0) {
             assert!(self.store.commit(&plan));
         }
     }
@@ -274,7 +274,7 @@ fn a_new_member_is_filled_before_it_counts_and_an_old_one_goes_when_it_is_not_ne
     let record = store.record("e");
     assert_eq!((record.version, &record.state, &record.left), (4, &NamespaceState::Stable, &nodes(&[3])));
     assert!(!record.holds(NodeId(3)));
-    assert_eq!(plan(&store.view(), &set(&[1, 2, 3])).unwrap_err().code(), "invalid_request", "3 cannot come back");
+    assert_eq!(plan(&store.view(), &set(&[1, 2, 3]), 0).unwrap_err().code(), "invalid_request", "3 cannot come back");
 }
 
 #[test]
@@ -306,21 +306,25 @@ fn a_target_can_be_changed_on_the_way() {
     store.admin(&set(&[1, 2, 3])).unwrap();
     let record = store.record("e");
     assert!(record.left.is_empty() && record.holds(NodeId(5)), "3 has kept its replica and may stay");
-    assert_eq!(plan(&store.view(), &Admin::RemoveNode { node: NodeId(5) }).unwrap_err().code(), "invalid_request");
+    assert_eq!(plan(&store.view(), &Admin::RemoveNode { node: NodeId(5) }, 0).unwrap_err().code(), "invalid_request");
 }
 
 #[test]
 fn copies_are_changed_in_two_phases_too() {
     let mut store = World::new(1).store;
     for refused in [0, 4] {
-        assert_eq!(plan(&store.view(), &copies(refused)).unwrap_err().code(), "invalid_request");
+        assert_eq!(plan(&store.view(), &copies(refused), 0).unwrap_err().code(), "invalid_request");
     }
-    let same = plan(&store.view(), &copies(1)).unwrap();
+    let same = plan(&store.view(), &copies(1), 0).unwrap();
     assert_eq!(same.transaction(), None);
     store.admin(&copies(3)).unwrap();
     let record = store.record("e");
     assert_eq!((record.copies, record.version), (3, 2));
-    assert_eq!(plan(&store.view(), &set(&[1, 2])).unwrap_err().code(), "invalid_request", "they cannot give three");
+    assert_eq!(
+        plan(&store.view(), &set(&[1, 2]), 0).unwrap_err().code(),
+        "invalid_request",
+        "they cannot give three"
+    );
     let all = stand(&store, &[]);
     for node in [1, 2, 3, 1, 2] {
         assert!(say(&mut store, node, &all), "{node}");
@@ -330,5 +334,5 @@ fn copies_are_changed_in_two_phases_too() {
     let Goal::Gone(..) = store.admin(&Admin::DeleteNamespace { name: name("e").unwrap() }).unwrap() else {
         panic!("it can be deleted whatever it waits for")
     };
-    assert_eq!(plan(&store.view(), &copies(2)).unwrap_err().code(), "changing");
+    assert_eq!(plan(&store.view(), &copies(2), 0).unwrap_err().code(), "changing");
 }

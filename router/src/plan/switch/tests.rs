@@ -106,9 +106,14 @@ impl World {
     }
 
     fn admin(&mut self, admin: &Admin) {
-        if let Ok(plan) = plan(&self.store.view(), admin) {
+        if let Ok(plan) = plan(&self.store.view(), admin, 0) {
             assert!(self.store.commit(&plan));
         }
+    }
+
+    fn abort(&mut self, wall_ms: u64) {
+        let plan = plan(&self.store.view(), &Admin::AbortSwitch { name: name("e").unwrap() }, wall_ms);
+        assert!(self.store.commit(&plan.unwrap()));
     }
 
     fn learn(&mut self, node: NodeId) {
@@ -215,7 +220,7 @@ fn a_member_that_is_away_is_waited_for_before_writes_stop() {
     assert_eq!((record.mode, &record.left, &record.owed), (Mode::Strong, &nodes(&[3]), &vec![(NodeId(3), Epoch(1))]));
     assert_eq!(record.history.len(), 1);
     let forget = |node| Admin::Forget { name: name("e").unwrap(), node: NodeId(node) };
-    assert!(plan(&world.store.view(), &forget(2)).is_err());
+    assert!(plan(&world.store.view(), &forget(2), 0).is_err());
     world.store.admin(&forget(3)).unwrap();
     assert!(world.record().owed.is_empty());
 }
@@ -242,13 +247,31 @@ fn writes_do_not_stop_for_long() {
     world.settle();
 }
 
+/// Of a switch that was ended before anybody had said anything, or between two attempts, as of any other.
+#[test]
+fn an_aborted_switch_is_remembered_with_its_times() {
+    let mut world = World::new(1);
+    let asked = |world: &World| world.store.entry("e").stamp.hlc.millis();
+    world.admin(&ask(Mode::Strong, &[]));
+    let first = asked(&world);
+    world.abort(first + 700);
+    world.admin(&ask(Mode::Strong, &[]));
+    let second = asked(&world);
+    (1..4).for_each(|node| eventual(&mut world, node, false));
+    eventual(&mut world, 1, true);
+    world.abort(second + 900);
+    let times = |past: &SwitchPast| (past.aborted, past.asked_ms, past.sealed_ms, past.ended_ms);
+    let history: Vec<_> = world.record().history.iter().map(times).collect();
+    assert_eq!(history, [(true, first, 0, first + 700), (true, second, 0, second + 900)]);
+}
+
 #[test]
 fn an_end_that_is_in_the_log_cannot_be_taken_back() {
     let mut world = World::new(1);
     world.settle();
     world.store.admin(&ask(Mode::Eventual, &[])).unwrap();
     let abort = Admin::AbortSwitch { name: name("e").unwrap() };
-    assert!(matches!(plan(&world.store.view(), &ask(Mode::Strong, &[])), Err(Error::Changing { .. })));
+    assert!(matches!(plan(&world.store.view(), &ask(Mode::Strong, &[]), 0), Err(Error::Changing { .. })));
     let back = |world: &World| matches!(&world.record().state, NamespaceState::Switching(Switch { step: Step::Ending { back }, .. }) if *back);
     world.store.admin(&abort).unwrap();
     assert!(back(&world));
