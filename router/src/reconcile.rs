@@ -247,7 +247,7 @@ async fn settle(inner: &Inner, id: NamespaceId, track: &mut Track) -> Result<Pac
     track.see(record);
     let before = passage::cross(inner, name, record, track).await?;
     let pace = match record.mode {
-        _ if before <= Pace::AtOnce => before,
+        _ if before <= Pace::AtOnce || passage::is_barred(inner, record) => before,
         Mode::Strong => groups::settle(inner, name, entry, track).await?,
         Mode::Eventual => spaces::settle(inner, name, entry, track).await?,
     };

@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use duet_engine_strong::{GroupInfo, Proposal};
-use duet_proto::{Error, NamespaceName, Stamp};
+use duet_proto::{Epoch, Error, NamespaceName, Stamp};
 use tokio::time::Instant;
 
 use super::{EngineError, Pace, carry_out, passage};
@@ -31,8 +31,12 @@ pub(super) async fn settle(
     if passage::earlier_space(inner, record).is_some() {
         return Ok(Pace::Soon);
     }
-    let stashed = inner.eventual.stashed(record.id, TOGETHER)?;
-    let owed = record.owed.iter().any(|(node, _)| *node == inner.config.me);
+    let (me, stashed) = (inner.config.me, inner.eventual.stashed(record.id, TOGETHER)?);
+    let mut epochs = stashed.iter().map(|(_, late)| late.stamp.epoch);
+    if let Some(epoch) = epochs.find(|epoch| !record.owed.contains(&(me, *epoch))) {
+        return drop_unawaited(inner, name, record, epoch, &stashed).await;
+    }
+    let owed = record.owed.iter().any(|(node, _)| *node == me);
     if !stashed.is_empty() || owed {
         return bring(inner, name, entry, stashed).await;
     }
@@ -40,6 +44,25 @@ pub(super) async fn settle(
         return forget(inner, name, record).await;
     }
     Ok(Pace::settled(record.owed.is_empty()))
+}
+
+/// Lets go of those of an epoch for which nobody waits any more, brought or not: since then the group may have forgotten what
+/// was deleted meanwhile, though it keeps tombstones again, for somebody else or for another epoch.
+async fn drop_unawaited(
+    inner: &Inner,
+    name: &NamespaceName,
+    record: &NamespaceRecord,
+    epoch: Epoch,
+    stashed: &[(bytes::Bytes, duet_proto::Record)],
+) -> Result<Pace, EngineError> {
+    let stamps = stashed.iter().map(|(_, late)| late.stamp).filter(|stamp| stamp.epoch == epoch);
+    let stamps: Vec<Stamp> = stamps.collect();
+    // Who was not forgotten was taken off the list with the last of them. Of a switch long ago that is not known any more.
+    let past = record.history.iter().find(|past| past.epoch == epoch && !past.aborted);
+    let brought = past.is_some_and(|past| !past.forgotten.contains(&inner.config.me));
+    tracing::info!(namespace = %name, %epoch, writes = stamps.len(), brought, "late writes for which nobody waits");
+    inner.eventual.unstash(record.id, stamps, brought).await?;
+    Ok(Pace::Now)
 }
 
 /// Proposes the oldest of them; with the last ones says that all are there.

@@ -7,6 +7,7 @@
 //! ```text
 //!   eventual, e, in the base ───► the group of e+1 over the records ──► the old replica is retired
 //!   eventual, earlier or apart ─► fence ─► stash ─► removed ──────────► joins
+//!   eventual, failed ───────────► waits for its next start, or to be forgotten, if it is owed; else removed ─► joins
 //!   strong, e, seal applied ────► the replica of e+1 over the records ─► a while later the group is retired
 //!   strong, behind or earlier ──► removed, if the seal does not come ──► joins
 //! ```
@@ -52,9 +53,12 @@ async fn from_space(
 ) -> Result<Pace, EngineError> {
     let id = space.id;
     if let Some(why) = &space.failed {
-        // It may hold what nobody else has.
-        tracing::debug!(namespace = %name, %id, why, "a failed replica of an earlier epoch is left as it is");
-        return Ok(Pace::Settled);
+        if record.owed.contains(&(inner.config.me, id.epoch)) {
+            // It may hold what nobody else has. Its next start may be able to read it, or an operator gives it up.
+            tracing::debug!(namespace = %name, %id, why, "a failed replica of an earlier epoch is left as it is");
+            return Ok(Pace::Soon);
+        }
+        return begin_anew(inner, name, record, id).await;
     }
     let follows = id.epoch.0 + 1 == record.epoch.0 && record.mode == Mode::Strong;
     if follows && record.starts(inner.config.me) {
@@ -72,9 +76,34 @@ async fn from_space(
     }
     inner.eventual.stash(id, record.end_of(id.epoch).cloned().unwrap_or_default()).await?;
     failpoint("late.stashed");
-    inner.eventual.remove(id).await?;
+    begin_anew(inner, name, record, id).await
+}
+
+/// Takes a replica of an earlier epoch away, from which the present one does not go on; its records too, unless those of
+/// the present one lie among them already.
+async fn begin_anew(
+    inner: &Inner,
+    name: &NamespaceName,
+    record: &NamespaceRecord,
+    id: SpaceId,
+) -> Result<Pace, EngineError> {
+    if has_followed(inner, record) {
+        inner.eventual.retire(id).await?;
+    } else {
+        inner.eventual.remove(id).await?;
+    }
     tracing::info!(namespace = %name, %id, epoch = %record.epoch, "the epoch ended without this member; it begins anew");
     Ok(Pace::Now)
+}
+
+fn has_followed(inner: &Inner, record: &NamespaceRecord) -> bool {
+    let space = SpaceId { namespace: record.id, epoch: record.epoch };
+    inner.strong.group(record.id, record.epoch).is_some() || inner.eventual.space(space).is_some()
+}
+
+/// Whether a replica that has failed lies, with what nobody else may have, where the present one's records would.
+pub(super) fn is_barred(inner: &Inner, record: &NamespaceRecord) -> bool {
+    earlier_space(inner, record).is_some_and(|space| space.failed.is_some()) && !has_followed(inner, record)
 }
 
 /// The group of the present epoch, over the records that the eventual one has left in place.

@@ -158,6 +158,11 @@ impl Cluster {
         let _ = if cut { cuts.insert(NodeId(id)) } else { cuts.remove(&NodeId(id)) };
     }
 
+    /// Flips a bit on the disk of a node that is down; twice, and it is as it was.
+    pub(crate) fn damage(&mut self, id: u32, key: &[u8]) {
+        assert!(self.disks[&id].1.damage(duet_store::Family::Namespace, key));
+    }
+
     /// Makes a node that is down forget how often it has started.
     pub(crate) fn rewind(&mut self, id: u32) {
         self.disks.get_mut(&id).unwrap().0 = Boot(0);

@@ -10,12 +10,12 @@ use tokio::time::{Instant, sleep};
 
 use super::harness::{Cluster, name, request};
 
-async fn ask(cluster: &Cluster, at: u32, to: Mode, without: &[u32]) {
+pub(crate) async fn ask(cluster: &Cluster, at: u32, to: Mode, without: &[u32]) {
     let without = without.iter().copied().map(NodeId).collect();
     cluster.info(at, Admin::SwitchMode { name: name("n"), to, without }).await.unwrap();
 }
 
-async fn show(cluster: &Cluster, at: u32) -> SwitchInfo {
+pub(crate) async fn show(cluster: &Cluster, at: u32) -> SwitchInfo {
     match cluster.admin(at, Admin::ShowSwitch { name: name("n") }).await.unwrap() {
         Response::Switch(info) => *info,
         other => panic!("{other:?}"),
@@ -23,7 +23,7 @@ async fn show(cluster: &Cluster, at: u32) -> SwitchInfo {
 }
 
 /// Waits until some nodes know of the mode.
-async fn switched(cluster: &Cluster, at: &[u32], to: Mode) {
+pub(crate) async fn switched(cluster: &Cluster, at: &[u32], to: Mode) {
     let knows = |cluster: &Cluster, at: u32| {
         let view = cluster.nodes[&at].router.view();
         view.namespace(&name("n")).is_some_and(|entry| entry.record.mode == to)
@@ -32,13 +32,13 @@ async fn switched(cluster: &Cluster, at: &[u32], to: Mode) {
 }
 
 /// What a node says of its replica.
-async fn replica(cluster: &Cluster, at: u32) -> duet_proto::NamespaceStatus {
+pub(crate) async fn replica(cluster: &Cluster, at: u32) -> duet_proto::NamespaceStatus {
     let statuses = cluster.nodes[&at].router.status().await;
     statuses.into_iter().find(|status| status.name == name("n")).unwrap()
 }
 
 /// Waits until all have the same data.
-async fn agree(cluster: &Cluster, nodes: &[u32]) {
+pub(crate) async fn agree(cluster: &Cluster, nodes: &[u32]) {
     let mut last = Vec::new();
     for _ in 0..3000 {
         last.clear();
@@ -54,7 +54,7 @@ async fn agree(cluster: &Cluster, nodes: &[u32]) {
     panic!("they do not agree: {last:?}");
 }
 
-async fn delete(cluster: &Cluster, at: u32, key: &str) {
+pub(crate) async fn delete(cluster: &Cluster, at: u32, key: &str) {
     cluster.call(at, "n", Op::Write { mutation: Mutation::delete(key.to_owned()) }).await.unwrap();
 }
 
