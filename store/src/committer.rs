@@ -248,6 +248,15 @@ struct Worker {
     shared: Arc<Shared>,
 }
 
+impl Drop for Worker {
+    /// Who waits for a failure is told of a panic too: nothing is committed any more.
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.fail(&StoreError::Io { what: "the committer panicked".into() });
+        }
+    }
+}
+
 impl Worker {
     /// All that has queued by now, up to a stop or the bound.
     fn gather(&mut self, first: Job) -> (Group, Option<oneshot::Sender<()>>) {

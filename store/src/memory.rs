@@ -174,8 +174,9 @@ impl MemoryStore {
         MemoryStore::reborn(state, tables)
     }
 
-    /// Kills the process but not the machine: everything written survives, synced or not. This handle is dead
-    /// afterwards.
+    /// Kills the process but not the machine, at a moment when the log's buffer had just gone to the system: everything
+    /// written survives, synced or not. RocksDB may lose what is in that buffer; [`MemoryStore::crash`] stands for that too.
+    /// This handle is dead afterwards.
     #[must_use = "the disk lives on in what is returned"]
     pub fn kill(&self) -> Arc<MemoryStore> {
         let mut state = self.lock();

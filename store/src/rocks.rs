@@ -42,7 +42,8 @@ pub struct RocksOptions {
     /// filters. A record takes less of it than its block, and outlives the tables that it is merged into.
     /// 128 MiB; from 1 MiB.
     pub cache_bytes: usize,
-    /// Memory for what is not in table files yet, all families together, in bytes. 64 MiB; from 4 MiB.
+    /// Memory for what is not in table files yet, all families together, in bytes: what is beyond it is flushed. While that
+    /// goes on more is taken, under a load that tables cannot follow up to six times as much. 64 MiB; from 4 MiB.
     pub memtable_bytes: usize,
     /// Log kept before memtables are flushed to let go of it, in bytes. 24 MiB, about what fills a memtable of records. It
     /// bounds the time to recover, and how much memory the log's files, which are written again and again, go through.
@@ -93,6 +94,7 @@ impl RocksStore {
         check_processor()?;
         create_dir(path).map_err(|e| io_error("creating the data directory", path, &e))?;
         let db = open_db(&path.join("db"), path, options)?;
+        sync_dir(path).map_err(|e| io_error("syncing the data directory", path, &e))?;
         let synced = Watermark::open(&path.join("synced"))?;
         let recovered = db.latest_sequence_number();
         if recovered < synced.claimed {
@@ -455,7 +457,10 @@ fn open_db(db: &Path, path: &Path, limits: &RocksOptions) -> Result<DB, StoreErr
     let cache = Cache::new_hyper_clock_cache((limits.cache_bytes / 4).max(1 << 20), 0);
     let families = Family::ALL.map(|f| ColumnFamilyDescriptor::new(f.name(), family_options(f, &cache, limits)));
     DB::open_cf_descriptors(&database_options(limits), db, families).map_err(|e| match e.kind() {
-        ErrorKind::IOError if e.as_ref().contains("LOCK") && e.as_ref().contains("lock") => {
+        // By another process, or by this one.
+        ErrorKind::IOError
+            if ["While lock file", "lock hold by current process"].iter().any(|s| e.as_ref().contains(s)) =>
+        {
             StoreError::InUse { path: path.to_owned() }
         }
         // What is missing or makes no sense in a directory that exists was there once.
@@ -539,16 +544,17 @@ fn family_options(family: Family, cache: &Cache, limits: &RocksOptions) -> Optio
     options
 }
 
-/// Creates a directory and makes its name durable.
+/// Creates a directory, and those above it, and makes their names durable.
 fn create_dir(path: &Path) -> io::Result<()> {
-    if path.is_dir() {
-        return Ok(());
-    }
+    let missing = path.ancestors().take_while(|dir| !dir.as_os_str().is_empty() && !dir.is_dir()).count();
     fs::create_dir_all(path)?;
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => File::open(parent)?.sync_all(),
-        _ => Ok(()),
-    }
+    // The name of each is in the one above it.
+    let above = path.ancestors().skip(1).take(missing);
+    above.map(|dir| if dir.as_os_str().is_empty() { Path::new(".") } else { dir }).try_for_each(sync_dir)
+}
+
+fn sync_dir(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
 }
 
 fn failure(doing: &str, error: &rocksdb::Error) -> StoreError {

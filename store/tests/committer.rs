@@ -56,6 +56,16 @@ async fn an_empty_batch_makes_direct_writes_durable() {
     assert_eq!(held(&*store.crash(0)), [1]);
 }
 
+#[tokio::test]
+async fn a_panic_is_a_failure() {
+    let store = MemoryStore::new();
+    let committer = Committer::start_thread(store).unwrap();
+    committer.submit_with(one(1), |_| panic!("planted"));
+    let told = tokio::time::timeout(Duration::from_secs(10), committer.failed()).await.unwrap();
+    assert!(matches!(told, StoreError::Io { .. }), "{told}");
+    assert_eq!(committer.submit(one(2)).await, Err(told));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_failure_is_told_to_all_and_is_the_last() {
     for fault in [Fault::Write, Fault::Sync, Fault::Full] {

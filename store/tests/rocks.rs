@@ -73,6 +73,14 @@ fn a_second_one_is_told_that_it_is_in_use() {
 }
 
 #[test]
+fn a_lock_that_cannot_be_made_is_not_in_use() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir_all(dir.path().join("db/LOCK")).unwrap();
+    let error = open(dir.path()).unwrap_err();
+    assert!(matches!(error, StoreError::Io { .. }), "{error}");
+}
+
+#[test]
 fn a_kill_and_a_torn_tail_lose_only_what_was_not_synced() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path()).unwrap();
