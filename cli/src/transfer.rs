@@ -248,33 +248,37 @@ pub(crate) async fn export(client: &Client, verb: &Export, printer: Printer) -> 
     let format = verb.format.unwrap_or_else(|| Format::of(&verb.file));
     let mut range = verb.range.resolve()?;
     let to_stdout = verb.file == Path::new("-");
+    if to_stdout && verb.resume {
+        return Err(Failure::usage("standard output cannot be resumed"));
+    }
+    let mut options = fs::File::options();
+    options.read(true).write(true).create(true).truncate(!verb.resume);
     let mut file = None;
-    let mut to: BufWriter<Box<dyn Write>> = if to_stdout {
-        if verb.resume {
-            return Err(Failure::usage("standard output cannot be resumed"));
-        }
-        BufWriter::with_capacity(1 << 18, Box::new(io::stdout()))
-    } else {
-        let mut open = fs::File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(!verb.resume)
-            .open(&verb.file)
-            .map_err(about(&verb.file))?;
-        if let Some(last) = if verb.resume { resume_export(&mut open, format)? } else { None } {
+    if verb.resume {
+        let mut begun = options.open(&verb.file).map_err(about(&verb.file))?;
+        if let Some(last) = resume_export(&mut begun, format)? {
             // The least key above the last one.
             let after = Bytes::from([&last[..], &[0]].concat());
             range.start = range.start.max(after);
         }
-        file = Some(open.try_clone()?);
-        BufWriter::with_capacity(1 << 18, Box::new(open))
-    };
+        file = Some(begun);
+    }
     let started = Instant::now();
     let mut done = Exported::default();
     let bar = bar(None);
     let mut entries = namespace.scan(range);
-    while let Some(entry) = entries.try_next().await? {
+    let mut next = entries.try_next().await?;
+    // Not before the cluster has answered: what an earlier export wrote would be lost to a mistyped name. And not in a
+    // file beside it: what an interruption leaves is what --resume goes on from.
+    if file.is_none() && !to_stdout {
+        file = Some(options.open(&verb.file).map_err(about(&verb.file))?);
+    }
+    let out: Box<dyn Write> = match &file {
+        Some(file) => Box::new(file.try_clone()?),
+        None => Box::new(io::stdout()),
+    };
+    let mut to = BufWriter::with_capacity(1 << 18, out);
+    while let Some(entry) = next {
         if let Some(crossed) = entries.crossed() {
             bar.suspend(|| say(crossing(&verb.namespace, &crossed)));
         }
@@ -284,9 +288,13 @@ pub(crate) async fn export(client: &Client, verb: &Export, printer: Printer) -> 
             bar.set_position(done.bytes);
             bar.set_message(format!("{} records", count(done.records)));
         }
+        next = entries.try_next().await?;
     }
     to.flush().map_err(about(&verb.file))?;
-    if let Some(file) = file {
+    // A pipe, such as /dev/stdout, cannot be synced.
+    if let Some(file) = file
+        && file.metadata()?.is_file()
+    {
         file.sync_all().map_err(about(&verb.file))?;
     }
     bar.finish_and_clear();

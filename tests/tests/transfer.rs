@@ -1,0 +1,70 @@
+//! `duet import` and `duet export` before a real cluster: what becomes of files when something is in the way.
+
+use std::{
+    fs,
+    io::Write,
+    process::{Command, Output, Stdio},
+};
+
+use anyhow::{Result, ensure};
+use duet_proto::Role;
+use duet_tests::process::{Cluster, Layout, PATIENCE, binary, patiently};
+use duet_transport::Validity;
+
+/// Whoever runs `duet` as an administrator.
+struct Shell {
+    cluster: Cluster,
+}
+
+impl Shell {
+    fn start() -> Result<Shell> {
+        let mut cluster = Cluster::start(Layout::local(1))?;
+        let issued = cluster.issue("ops", Role::Admin, Validity::days(1))?;
+        fs::write(cluster.path("ops.pem"), issued.cert)?;
+        fs::write(cluster.path("ops.key"), issued.key)?;
+        let shell = Shell { cluster };
+        let created = shell.run(&["--timeout", "20s", "ns", "create", "orders"])?;
+        ensure!(created.status.success(), "{created:?}");
+        Ok(shell)
+    }
+
+    fn duet(&self, arguments: &[&str]) -> Result<Command> {
+        let mut command = Command::new(binary("duet")?);
+        command
+            .env("DUET_ENDPOINTS", self.cluster.endpoints().join(","))
+            .env("DUET_CACERT", self.cluster.path("ca.pem"))
+            .env("DUET_CERT", self.cluster.path("ops.pem"))
+            .env("DUET_KEY", self.cluster.path("ops.key"))
+            .args(arguments);
+        Ok(command)
+    }
+
+    fn run(&self, arguments: &[&str]) -> Result<Output> {
+        Ok(self.duet(arguments)?.output()?)
+    }
+
+    /// The path of a file with this in it.
+    fn file(&self, name: &str, text: &str) -> Result<String> {
+        let path = self.cluster.path(name);
+        fs::write(&path, text)?;
+        Ok(path.display().to_string())
+    }
+}
+
+#[test]
+fn an_earlier_export_outlives_one_that_cannot_begin() -> Result<()> {
+    let shell = Shell::start()?;
+    ensure!(shell.run(&["put", "orders", "k", "new"])?.status.success());
+    let file = shell.file("orders.tsv", "k\tof yesterday\n")?;
+    let mistyped = shell.run(&["export", "ordesr", &file])?;
+    ensure!(mistyped.status.code() == Some(4), "{mistyped:?}");
+    ensure!(fs::read_to_string(&file)? == "k\tof yesterday\n", "what was there is lost");
+    let export = shell.run(&["export", "orders", &file])?;
+    ensure!(export.status.success() && fs::read_to_string(&file)? == "k\tnew\n", "{export:?}");
+    // Nothing to export is an answer, too.
+    let none = shell.run(&["export", "orders", &file, "--prefix", "x"])?;
+    ensure!(none.status.success() && fs::read(&file)?.is_empty(), "{none:?}");
+    let piped = shell.run(&["export", "orders", "/dev/stdout", "--format", "tsv"])?;
+    ensure!(piped.status.success() && piped.stdout.starts_with(b"k\tnew\n"), "{piped:?}");
+    Ok(())
+}
