@@ -8,8 +8,9 @@ use serde::Serialize;
 
 use crate::{
     args::{Bench, Globals},
-    failure::Failure,
+    failure::{Exit, Failure},
     output::{Printer, count, say, table},
+    run::Stop,
     verbs::{connect, open},
 };
 
@@ -22,26 +23,42 @@ struct Document {
 }
 
 /// `duet bench`
-pub(crate) async fn run(client: &Client, verb: &Bench, globals: &Globals, printer: Printer) -> Result<(), Failure> {
+pub(crate) async fn run(client: &Client, verb: &Bench, globals: &Globals, printer: Printer) -> Result<Exit, Failure> {
+    // From before there is something to clean up.
+    let mut stop = Stop::new()?;
     let made = prepare(client, verb).await?;
-    let result = measure(client, verb, globals).await;
-    if made {
-        client.admin().delete_namespace(verb.namespace.as_str()).await?;
-    }
+    let result = tokio::select! {
+        result = measure(client, verb, globals) => result,
+        () = stop.asked() => Err(Failure::failed("interrupted")),
+    };
+    let deleted = match made {
+        true => client.admin().delete_namespace(verb.namespace.as_str()).await,
+        false => Ok(()),
+    };
     let document = Document { namespace: verb.namespace.to_string(), report: result? };
-    printer.answer(&document, || document.render())
+    printer.answer(&document, || document.render())?;
+    deleted?;
+    Ok(document.exit())
 }
 
 /// Creates the namespace if there is none; says whether it did.
 async fn prepare(client: &Client, verb: &Bench) -> Result<bool, Failure> {
     let new = NewNamespace { mode: verb.mode, ..NewNamespace::strong() };
     let created = client.admin().create_namespace(verb.namespace.as_str(), new).await;
-    match created {
-        Ok(_) => Ok(true),
-        Err(error) => match error.cluster() {
-            Some(Error::NamespaceExists { .. } | Error::Unauthorized { .. }) => Ok(false),
-            _ => Err(error.into()),
-        },
+    let Err(refused) = created else { return Ok(true) };
+    match refused.cluster() {
+        Some(Error::NamespaceExists { .. }) => Ok(false),
+        Some(Error::Unauthorized { .. }) => {
+            // Whoever may not create it may not ask for it either, but read from it.
+            let read = open(client, &verb.namespace, true)?.get(duet_bench::key(0)).await;
+            match read.as_ref().map_err(|error| error.cluster()) {
+                Err(Some(Error::NamespaceNotFound { .. })) => {
+                    Err(Failure::from(refused).context(format!("creating {}", verb.namespace)))
+                }
+                _ => Ok(false),
+            }
+        }
+        _ => Err(refused.into()),
     }
 }
 
@@ -99,6 +116,12 @@ impl From<LoadError> for Failure {
 }
 
 impl Document {
+    /// What nothing came of has failed, though it was measured.
+    fn exit(&self) -> Exit {
+        let Line { requests, errors, unknown, .. } = self.report.all;
+        if requests == 0 && errors + unknown > 0 { Exit::Failed } else { Exit::Done }
+    }
+
     fn render(&self) -> String {
         let report = &self.report;
         let ms = |us: f64| format!("{:.2}", us / 1000.0);

@@ -159,15 +159,16 @@ async fn play(options: &crate::args::Playground, printer: Printer) -> Result<Exi
 }
 
 /// SIGINT, SIGTERM and SIGHUP.
-struct Stop([tokio::signal::unix::Signal; 3]);
+pub(crate) struct Stop([tokio::signal::unix::Signal; 3]);
 
 impl Stop {
-    fn new() -> Result<Stop, Failure> {
+    /// Heard from now on.
+    pub(crate) fn new() -> Result<Stop, Failure> {
         use tokio::signal::unix::{SignalKind, signal};
         Ok(Stop([signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?, signal(SignalKind::hangup())?]))
     }
 
-    async fn asked(&mut self) {
+    pub(crate) async fn asked(&mut self) {
         let [interrupt, terminate, hangup] = &mut self.0;
         tokio::select! {
             _ = interrupt.recv() => {}

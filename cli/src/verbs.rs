@@ -47,7 +47,7 @@ pub async fn run(command: Command, globals: &Globals, printer: Printer) -> Resul
         Command::Node(verb) => cluster::nodes(&client, verb, printer).await,
         Command::Status => return cluster::status(&client, printer).await,
         Command::Top(verb) => return top::run(&client, &verb, printer).await,
-        Command::Bench(verb) => bench::run(&client, &verb, globals, printer).await,
+        Command::Bench(verb) => return bench::run(&client, &verb, globals, printer).await,
         // The caller has done these.
         Command::Pki(_) | Command::Playground(_) | Command::Demo(_) => Ok(()),
         Command::Completion { .. } | Command::Leashed { .. } => Ok(()),
