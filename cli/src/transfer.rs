@@ -63,8 +63,11 @@ pub(crate) async fn import(client: &Client, verb: &Import, printer: Printer) -> 
 pub(crate) async fn import_file(namespace: &Namespace, verb: &Import) -> Result<Imported, Failure> {
     let format = verb.format.unwrap_or_else(|| Format::of(&verb.file));
     let (mut input, len) = source(&verb.file)?;
-    let mut head = Vec::with_capacity(HEAD);
-    input.by_ref().take(HEAD as u64).read_to_end(&mut head).map_err(about(&verb.file))?;
+    let mut head = Vec::new();
+    if verb.state.is_some() {
+        // Only then: a pipe may take long to give so much.
+        input.by_ref().take(HEAD as u64).read_to_end(&mut head).map_err(about(&verb.file))?;
+    }
     let fresh = ImportState { namespace: verb.namespace.to_string(), format, offset: 0, records: 0, head: 0 };
     let state = match verb.state.as_deref().map(ImportState::load).transpose()?.flatten() {
         Some(state) => state.belongs(&fresh, &head)?,
@@ -72,9 +75,12 @@ pub(crate) async fn import_file(namespace: &Namespace, verb: &Import) -> Result<
     };
     let bar = bar(len);
     bar.set_position(state.offset);
-    let records = read_ahead(Cursor::new(head.clone()).chain(input), format, verb.delimiter, state.offset);
-    let writer =
+    let input = Cursor::new(head.clone()).chain(input);
+    let mut writer =
         Writer { namespace, verb, head, bar: bar.clone(), state, pending: VecDeque::new(), keys: HashSet::new() };
+    // A state that cannot be written is to be known before the first record is.
+    writer.save()?;
+    let records = read_ahead(input, format, verb.delimiter, writer.state.offset);
     let started = Instant::now();
     let result = writer.run(records).await;
     bar.finish_and_clear();
@@ -183,7 +189,9 @@ impl Writer<'_> {
                 _ = &mut interrupted, if end.is_none() => end = Some(Err(Failure::failed("interrupted"))),
             }
             if saved.elapsed() > SAVE_EVERY {
-                self.save()?;
+                if let Err(failure) = self.save() {
+                    end.get_or_insert(Err(failure));
+                }
                 saved = Instant::now();
             }
         }
@@ -222,12 +230,12 @@ impl Writer<'_> {
             },
             (Ok(()), None) => Ok(()),
             (Err(failure), state) => {
-                let hint = match state {
-                    Some(_) => "the same command goes on from there",
-                    None => "--state FILE would let it go on from there",
+                let hint = match (state, self.save()) {
+                    (None, _) => "--state FILE would let it go on from there".to_owned(),
+                    (Some(_), Ok(())) => "the same command goes on from there".to_owned(),
+                    (Some(_), Err(unsaved)) => format!("the state does not say so: {unsaved}"),
                 };
                 self.bar.suspend(|| say(format!("{} records are written; {hint}", count(self.state.records))));
-                self.save()?;
                 Err(failure)
             }
         }

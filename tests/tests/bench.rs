@@ -124,7 +124,7 @@ fn what_nothing_came_of_has_failed() -> Result<()> {
 fn a_namespace_that_was_made_for_it_is_not_left_behind() -> Result<()> {
     let bench = Bench::start()?;
     let made = || Ok::<_, anyhow::Error>(bench.duet(&["get", "bench", "k"])?.output()?.stderr);
-    let missing = |said: Vec<u8>| String::from_utf8_lossy(&said).contains("no namespace");
+    let missing = |said: Vec<u8>| String::from_utf8_lossy(&said).contains("namespace bench not found");
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
         let running = bench.duet(&["bench", "--duration", "1h"])?.stderr(Stdio::piped()).spawn()?;
         let began = Instant::now();

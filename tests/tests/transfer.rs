@@ -4,11 +4,13 @@ use std::{
     fs,
     io::Write,
     process::{Command, Output, Stdio},
+    thread::sleep,
+    time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use duet_proto::Role;
-use duet_tests::process::{Cluster, Layout, PATIENCE, binary, patiently};
+use duet_tests::process::{Cluster, Layout, PATIENCE, binary};
 use duet_transport::Validity;
 
 /// Whoever runs `duet` as an administrator.
@@ -66,5 +68,38 @@ fn an_earlier_export_outlives_one_that_cannot_begin() -> Result<()> {
     ensure!(none.status.success() && fs::read(&file)?.is_empty(), "{none:?}");
     let piped = shell.run(&["export", "orders", "/dev/stdout", "--format", "tsv"])?;
     ensure!(piped.status.success() && piped.stdout.starts_with(b"k\tnew\n"), "{piped:?}");
+    Ok(())
+}
+
+#[test]
+fn an_import_says_first_what_it_could_only_say_last() -> Result<()> {
+    let shell = Shell::start()?;
+    let file = shell.file("orders.jsonl", "{\"key\":\"a\",\"value\":\"1\"}\n{\"key\":\"b\"}\n")?;
+    let nowhere = shell.cluster.path("nowhere/state").display().to_string();
+    let refused = shell.run(&["import", "orders", &file, "--state", &nowhere])?;
+    let said = String::from_utf8_lossy(&refused.stderr);
+    ensure!(refused.status.code() == Some(1) && said.contains("nowhere/state.new"), "{refused:?}");
+    ensure!(shell.run(&["get", "orders", "a"])?.status.code() == Some(4), "it has written all the same");
+    let state = shell.cluster.path("state").display().to_string();
+    let stopped = shell.run(&["import", "orders", &file, "--state", &state])?;
+    let said = String::from_utf8_lossy(&stopped.stderr);
+    ensure!(said.contains("1 records are written; the same command goes on from there"), "{said}");
+    ensure!(said.contains("line 2: missing field `value` at column 11"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn an_import_does_not_wait_for_more_of_a_pipe() -> Result<()> {
+    let shell = Shell::start()?;
+    let mut import = shell.duet(&["import", "orders", "-", "--format", "tsv"])?.stdin(Stdio::piped()).spawn()?;
+    let mut pipe = import.stdin.take().context("standard input")?;
+    pipe.write_all(b"slow\tpipe\n")?;
+    let began = Instant::now();
+    while !shell.run(&["get", "orders", "slow"])?.status.success() {
+        ensure!(began.elapsed() < PATIENCE, "the record is not there");
+        sleep(Duration::from_millis(100));
+    }
+    drop(pipe);
+    ensure!(import.wait()?.success());
     Ok(())
 }
