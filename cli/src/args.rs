@@ -376,9 +376,10 @@ pub struct Playground {
 #[derive(Clone, Debug, Args)]
 #[allow(missing_docs)]
 pub struct Demo {
-    /// UnicodeData.txt, or a file like it: a key, a semicolon, a value
-    #[arg(long, default_value = "data/UnicodeData.txt", value_name = "FILE")]
-    pub data: PathBuf,
+    /// UnicodeData.txt, or a file like it: a key, a semicolon, a value; by default data/UnicodeData.txt, else the one in
+    /// /usr/share/duet
+    #[arg(long, value_name = "FILE")]
+    pub data: Option<PathBuf>,
     /// Where the cluster keeps its data; by default a temporary directory, removed afterwards
     #[arg(long, value_name = "DIR")]
     pub dir: Option<PathBuf>,

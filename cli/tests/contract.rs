@@ -275,6 +275,16 @@ fn a_playground_says_where_it_looked_for_duetd() {
 }
 
 #[test]
+fn a_demo_without_data_starts_no_cluster() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path().join("demo");
+    let ended = run(duet(&["demo", "--dir", at.to_str().unwrap(), "--data", "/nonexistent/data.txt"]));
+    assert_eq!(ended.code, Some(1), "{}", ended.out);
+    assert!(ended.err.contains("/nonexistent/data.txt"), "{}", ended.err);
+    assert!(ended.out.is_empty() && !at.exists(), "{}", ended.out);
+}
+
+#[test]
 fn a_node_that_does_not_start_is_told_with_its_log() {
     let dir = tempfile::tempdir().unwrap();
     let fake = dir.path().join("duetd");

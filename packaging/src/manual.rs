@@ -57,7 +57,10 @@ pub(crate) fn daemon(command: Command) -> io::Result<Vec<u8>> {
     for (path, what) in [
         ("/etc/duet/duetd.toml", "The configuration of the node that the systemd unit runs."),
         ("/var/lib/duet", "Its data."),
-        ("/usr/share/duet", "The configuration as it was installed, alerts for Prometheus, a dashboard for Grafana."),
+        (
+            "/usr/share/duet",
+            "The configuration as it was installed, alerts for Prometheus, a dashboard for Grafana, data for `duet demo`.",
+        ),
     ] {
         entry(&mut more, path, &[what]);
     }

@@ -19,7 +19,9 @@ mod verdict;
 mod watch;
 
 use std::{
+    fs::File,
     io::{IsTerminal, Write},
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -29,7 +31,7 @@ use tokio::time::Instant;
 
 use crate::{
     args::{self, Demo, Globals},
-    failure::{Exit, Failure},
+    failure::{Exit, Failure, about},
     output::table,
     playground::Playground,
     verbs::connect,
@@ -37,18 +39,22 @@ use crate::{
 
 /// How long the cluster may take for anything before the demo gives up.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Real data: in the source tree, and where the package puts it.
+const DATA: [&str; 2] = ["data/UnicodeData.txt", "/usr/share/duet/UnicodeData.txt"];
 
 /// Runs the demo, and cleans up whatever its end.
 ///
 /// # Errors
 /// If something does not work, or a promise was not kept.
 pub(crate) async fn run(options: &Demo, globals: &Globals) -> Result<Exit, Failure> {
+    // Before there is a cluster to take down again.
+    let data = data(options.data.as_deref())?;
     let temporary = std::env::temp_dir().join(format!("duet-demo-{}", std::process::id()));
     let dir = options.dir.clone().unwrap_or_else(|| temporary.clone());
     let playground = args::Playground { nodes: Some(3), dir, base_port: Some(0).filter(|_| options.dir.is_none()) };
     let mut nodes = Playground::prepare(&playground, true)?;
     let result = tokio::select! {
-        result = show(options, globals, &mut nodes) => result,
+        result = show(&data, globals, &mut nodes) => result,
         _ = tokio::signal::ctrl_c() => Err(Failure::failed("interrupted")),
     };
     nodes.stop().await;
@@ -62,7 +68,18 @@ pub(crate) async fn run(options: &Demo, globals: &Globals) -> Result<Exit, Failu
     result.map(|()| Exit::Done)
 }
 
-async fn show(options: &Demo, globals: &Globals, nodes: &mut Playground) -> Result<(), Failure> {
+/// The file that was asked for, or the first that is there of [`DATA`].
+fn data(asked: Option<&Path>) -> Result<PathBuf, Failure> {
+    if let Some(path) = asked {
+        return File::open(path).map(|_| path.to_owned()).map_err(about(path));
+    }
+    let found = DATA.iter().find(|path| File::open(path).is_ok()).map(PathBuf::from);
+    found.ok_or_else(|| {
+        Failure::failed(format!("neither {} nor {} can be read; --data names another", DATA[0], DATA[1]))
+    })
+}
+
+async fn show(data: &Path, globals: &Globals, nodes: &mut Playground) -> Result<(), Failure> {
     let began = Instant::now();
     step(1, "Three nodes");
     nodes.start().await?;
@@ -73,7 +90,7 @@ async fn show(options: &Demo, globals: &Globals, nodes: &mut Playground) -> Resu
 
     let globals = admin(globals, nodes);
     let client = connect(&globals).await?;
-    let records = strong::show(options, &client, nodes).await?;
+    let records = strong::show(data, &client, nodes).await?;
     let carts = eventual::show(&client, nodes, &globals).await?;
     switch::show(&client, nodes, &globals, &switch::Before { records, carts }).await?;
     print(&format!("\n{}", verdict::in_step(&client).await?.render()));

@@ -1,6 +1,11 @@
 //! The strong half: real data, a leader that is killed, a ledger of what was acknowledged.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use duet_client::{Client, Namespace, NewNamespace};
@@ -14,7 +19,7 @@ use super::{
     step,
 };
 use crate::{
-    args::{Demo, Import},
+    args::Import,
     cluster,
     failure::Failure,
     files::{Format, Records},
@@ -28,14 +33,14 @@ pub(super) const NAMESPACE: &str = "unicode";
 const WRITERS: u32 = 8;
 
 /// Steps 2 to 5. Returns what was imported.
-pub(super) async fn show(options: &Demo, client: &Client, nodes: &mut Playground) -> Result<Known, Failure> {
+pub(super) async fn show(data: &Path, client: &Client, nodes: &mut Playground) -> Result<Known, Failure> {
     step(2, "A strong namespace takes real data");
     let name = NamespaceName::new(NAMESPACE).map_err(|e| Failure::failed(e.to_string()))?;
     create(client, NAMESPACE, NewNamespace::strong()).await?;
     let namespace = client.namespace(NAMESPACE)?;
     let leader = leader(client).await?;
     detail(&format!("{name}: a Raft group on nodes 1, 2 and 3; node {leader} leads"));
-    let records = import(client, &name, options).await?;
+    let records = import(client, &name, data).await?;
     verify(&namespace, &records).await?;
 
     step(3, "The leader dies while clients write");
@@ -101,10 +106,10 @@ async fn leader(client: &Client) -> Result<NodeId, Failure> {
     Err(Failure::failed("nobody leads the namespace"))
 }
 
-async fn import(client: &Client, name: &NamespaceName, options: &Demo) -> Result<Known, Failure> {
+async fn import(client: &Client, name: &NamespaceName, data: &Path) -> Result<Known, Failure> {
     let import = Import {
         namespace: name.clone(),
-        file: options.data.clone(),
+        file: data.to_owned(),
         format: Some(Format::Tsv),
         delimiter: b';',
         state: None,
@@ -112,14 +117,14 @@ async fn import(client: &Client, name: &NamespaceName, options: &Demo) -> Result
     };
     let done = transfer::import_file(&client.namespace(NAMESPACE)?, &import).await?;
     let rate = count((done.records as f64 / done.seconds.max(1e-9)) as u64);
-    let file = options.data.file_name().map(PathBuf::from).unwrap_or_default();
+    let file = data.file_name().map(PathBuf::from).unwrap_or_default();
     detail(&format!(
         "{}: {} records, each synced by a majority, in {:.1} s ({rate} a second)",
         file.display(),
         count(done.records),
         done.seconds,
     ));
-    let text = std::fs::read(&options.data).map_err(crate::failure::about(&options.data))?;
+    let text = std::fs::read(data).map_err(crate::failure::about(data))?;
     let records = Records::new(&text[..], Format::Tsv, b';', 0).map(|r| r.map(|r| (r.key, r.value)));
     let records: BTreeMap<Bytes, Bytes> =
         records.collect::<Result<_, _>>().map_err(|e| Failure::failed(e.to_string()))?;
