@@ -8,6 +8,7 @@ use std::{ffi::OsString, os::unix::ffi::OsStringExt, path::PathBuf, time::Durati
 use bytes::Bytes;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use duet_proto::{ClusterName, NamespaceName, NodeId, Role, Stamp};
+use rustls_pki_types::ServerName;
 
 pub use self::{
     bench::Bench,
@@ -31,11 +32,12 @@ const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 usage, 3 unreachable, 
                           5 unhealthy or no quorum, 6 timed out or outcome unknown.\n\
                           `duet playground` starts a cluster on this machine to try things on.";
 
-const TOP_KEYS: &str = "Keys: q quits, s sorts namespaces by name, lag, writes or keys, r reverses that, / filters them, \
-                        arrows, page up and page down scroll.";
+const TOP_KEYS: &str = "Keys: q quits, s sorts namespaces by name, lag, requests, p99, writes or keys, r reverses that, \
+                        / filters them, arrows, page up and page down scroll.";
 
 /// How to reach a cluster, and how to answer.
 #[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Cluster")]
 pub struct Globals {
     /// Nodes to ask first: HOST:PORT, separated by commas
     #[arg(long, global = true, env = "DUET_ENDPOINTS", value_delimiter = ',', value_name = "HOST:PORT")]
@@ -348,7 +350,7 @@ pub struct Issue {
     #[arg(long, default_value = "client", value_parser = role, conflicts_with = "node")]
     pub role: Role,
     /// Host names and addresses at which others reach the node, separated by commas
-    #[arg(long, value_delimiter = ',', value_name = "HOST", conflicts_with = "client")]
+    #[arg(long, value_delimiter = ',', value_parser = host, value_name = "HOST", conflicts_with = "client")]
     pub hosts: Vec<String>,
     /// Days until it expires
     #[arg(long, default_value_t = 365, value_parser = clap::value_parser!(u32).range(1..=36_500))]
@@ -418,6 +420,11 @@ fn role(text: &str) -> Result<Role, String> {
     }
 }
 
+fn host(text: &str) -> Result<String, String> {
+    let host = ServerName::try_from(text).map(|_| text.to_owned());
+    host.map_err(|_| "expected a host name or an address, without a port".to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -444,5 +451,14 @@ mod tests {
         assert_eq!(delimiter("\\t"), Ok(b'\t'));
         assert_eq!(delimiter(";"), Ok(b';'));
         assert!(delimiter("").is_err() && delimiter("ab").is_err() && delimiter("\\n").is_err());
+    }
+    #[test]
+    fn a_host_is_a_name_or_an_address() {
+        for good in ["localhost", "db-7.example", "10.0.0.7", "::1"] {
+            assert_eq!(host(good).as_deref(), Ok(good));
+        }
+        for bad in ["", " ", "a b", "-a", "a..b", "https://a", "a:7400", "[::1]"] {
+            assert!(host(bad).is_err(), "{bad}");
+        }
     }
 }

@@ -101,6 +101,17 @@ pub fn span(ms: u64) -> String {
     }
 }
 
+/// The time that is left for people: days, or hours where there are not two.
+#[must_use]
+pub fn left(seconds: i64) -> String {
+    match seconds / 3600 {
+        ..1 => "less than an hour".to_owned(),
+        1 => "1 hour".to_owned(),
+        hours @ ..48 => format!("{hours} hours"),
+        hours => format!("{} days", hours / 24),
+    }
+}
+
 /// A count for people: `34_924` reads as `34,924`.
 #[must_use]
 pub fn count(number: u64) -> String {
@@ -121,6 +132,8 @@ mod tests {
     fn numbers_are_readable() {
         assert_eq!([count(0), count(999), count(34_924), count(1_000_000)], ["0", "999", "34,924", "1,000,000"]);
         assert_eq!([size(12), size(1536), size(5 << 30)], ["12 B", "1.5 KiB", "5.0 GiB"]);
+        assert_eq!([left(3599), left(7199), left(172_799)], ["less than an hour", "1 hour", "47 hours"]);
+        assert_eq!([left(172_800), left(30 * 86_400 - 1)], ["2 days", "29 days"]);
         assert_eq!([span(12), span(61_000), span(90_000_000)], ["12 ms", "1 min 1 s", "1 d 1 h"]);
     }
 }

@@ -11,9 +11,14 @@ use std::{
 };
 
 use duet_proto::{ClusterName, NodeId, Role};
-use duet_transport::{CertificateAuthority, Identity, Validity};
+use duet_transport::{CertificateAuthority, Identity, Tls, Validity};
 
-use crate::failure::{Failure, about};
+use crate::{
+    failure::{Failure, about},
+    output::{left, say},
+};
+
+const DAY_S: i64 = 24 * 3600;
 
 /// For whom a certificate is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,7 +69,15 @@ pub fn issue(dir: &Path, whom: &Whom, days: u32, out: &Path) -> Result<Written, 
             (identity, &[][..])
         }
     };
-    let issued = authority.issue(&identity, Validity::days(days), names).map_err(failed)?;
+    let validity = Validity::days(days);
+    let issued = authority.issue(&identity, validity, names).map_err(failed)?;
+    // Nobody takes it once its authority has ended. One that has ended already makes this fail.
+    let tls = Tls::from_pem(authority.cert().as_bytes(), issued.cert.as_bytes(), issued.key.as_bytes());
+    let early = validity.until - tls.map_err(failed)?.authority_expires();
+    if early >= DAY_S {
+        let left = left(i64::from(days) * DAY_S - early);
+        say(format!("it ends in {left}, with the authority, and not after {days} days"));
+    }
     write(out, identity.to_string(), &issued.cert, &issued.key)
 }
 

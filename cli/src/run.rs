@@ -2,7 +2,10 @@
 
 use std::{ffi::OsString, process::ExitCode};
 
-use clap::{CommandFactory, Parser, error::ErrorKind};
+use clap::{
+    CommandFactory, Parser,
+    error::{ContextKind, ContextValue, ErrorKind},
+};
 
 use crate::{
     args::{Cli, Command, Globals, Output, Pki},
@@ -16,7 +19,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
     let cli = match Cli::try_parse_from(&arguments) {
         Ok(cli) => cli,
-        Err(error) => return refused(&error, &arguments),
+        Err(error) => return refused(error, &arguments),
     };
     let printer = Printer { format: cli.globals.output };
     // Nodes on this machine, and what measures them, are to have their share of it.
@@ -46,7 +49,14 @@ fn failed(printer: Printer, failure: &Failure) -> ExitCode {
 }
 
 /// What clap would not take: help and version are answers, all else is wrong usage.
-fn refused(error: &clap::Error, arguments: &[OsString]) -> ExitCode {
+fn refused(mut error: clap::Error, arguments: &[OsString]) -> ExitCode {
+    // A list of verbs, the hidden ones among them.
+    if let Some(ContextValue::Strings(verbs)) = error.get(ContextKind::ValidSubcommand) {
+        let cli = Cli::command();
+        let hidden = |verb: &str| cli.find_subcommand(verb).is_some_and(clap::Command::is_hide_set);
+        let shown = verbs.iter().filter(|verb| !hidden(verb)).cloned().collect();
+        error.insert(ContextKind::ValidSubcommand, ContextValue::Strings(shown));
+    }
     let asked = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
     let _ = error.print();
     if asked {

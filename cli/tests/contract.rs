@@ -77,6 +77,8 @@ fn wrong_usage_ends_with_two() {
         &["playground", "--nodes", "0"],
         &["pki", "issue"],
         &["pki", "issue", "--node", "1", "--client", "a"],
+        &["pki", "issue", "--node", "1", "--hosts", ","],
+        &["pki", "issue", "--node", "1", "--hosts", "a.example,b:7400"],
     ] {
         let ended = run(duet(arguments));
         assert_eq!(ended.code, Some(2), "{arguments:?}: {}", ended.err);
@@ -137,6 +139,16 @@ fn help_and_version_are_answers() {
     // The commit stands behind it where it is known.
     let build = run(duet(&["--version"]));
     assert!(build.out.starts_with(concat!("duet ", env!("CARGO_PKG_VERSION"))) && build.out.lines().count() == 1);
+}
+
+#[test]
+fn help_tells_what_is_of_a_verb_and_what_is_for_people() {
+    let top = run(duet(&["top", "--help"])).out;
+    let (own, cluster) = top.split_once("\nCluster:\n").unwrap();
+    assert!(own.contains("--interval") && !own.contains("--endpoints") && cluster.contains("--endpoints"), "{top}");
+    assert!(top.contains("by name, lag, requests, p99, writes or keys"), "{top}");
+    let verbs = run(duet(&["-o", "json"])).err;
+    assert!(verbs.contains("completion") && !verbs.contains("leashed"), "{verbs}");
 }
 
 #[test]
@@ -221,6 +233,18 @@ fn certificates_are_issued_and_never_overwritten() {
     let after: Vec<Vec<u8>> =
         files.iter().map(|f| fs::read(dir.path().join(f).with_extension("key")).unwrap()).collect();
     assert!(before == after, "a key was overwritten");
+}
+
+#[test]
+fn a_certificate_that_outlives_its_authority_is_told_of() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path().to_str().unwrap();
+    run(duet(&["pki", "init", "--cluster", "c1", "--dir", at, "--days", "10"]));
+    let within = run(duet(&["pki", "issue", "--dir", at, "--node", "1", "--days", "10"]));
+    assert_eq!((within.code, within.err.as_str()), (Some(0), ""));
+    let beyond = run(duet(&["pki", "issue", "--dir", at, "--node", "2", "--days", "365"]));
+    assert!(beyond.err.contains(" days, with the authority, and not after 365"), "{}", beyond.err);
+    assert_eq!(beyond.code, Some(0));
 }
 
 #[test]

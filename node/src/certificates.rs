@@ -15,8 +15,6 @@ use prometheus_client::{
     registry::Unit,
 };
 
-const DAY: i64 = 86_400;
-
 /// What is told of a node's certificates. A clone is the same.
 #[derive(Clone)]
 pub(crate) struct Certificates {
@@ -96,11 +94,14 @@ fn status(tls: &Tls) -> CertificateStatus {
 }
 
 fn ending(what: &str, left: i64) -> String {
-    match left {
-        ..0 => format!("the {what}'s certificate has ended"),
-        0..DAY => format!("the {what}'s certificate ends in {} hours", left / 3600),
-        _ => format!("the {what}'s certificate ends in {} days", left / DAY),
-    }
+    let left = match (left, left / 3600) {
+        (..0, _) => return format!("the {what}'s certificate has ended"),
+        (_, 0) => "less than an hour".to_owned(),
+        (_, 1) => "1 hour".to_owned(),
+        (_, hours @ ..48) => format!("{hours} hours"),
+        (_, hours) => format!("{} days", hours / 24),
+    };
+    format!("the {what}'s certificate ends in {left}")
 }
 
 impl Collector for Certificates {
@@ -139,10 +140,14 @@ impl Collector for Certificates {
 mod tests {
     use super::*;
 
+    const DAY: i64 = 86_400;
+
     #[test]
     fn an_end_is_told_in_words() {
         assert_eq!(ending("node", 12 * DAY + 5), "the node's certificate ends in 12 days");
-        assert_eq!(ending("node", DAY - 1), "the node's certificate ends in 23 hours");
+        assert_eq!(ending("node", 2 * DAY - 1), "the node's certificate ends in 47 hours");
+        assert_eq!(ending("node", 3600), "the node's certificate ends in 1 hour");
+        assert_eq!(ending("node", 0), "the node's certificate ends in less than an hour");
         assert_eq!(ending("authority", -1), "the authority's certificate has ended");
     }
 }

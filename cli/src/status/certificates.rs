@@ -5,8 +5,7 @@ use std::collections::BTreeMap;
 use duet_proto::{Certificate, CertificateStatus, NodeId, NodeStatus};
 
 use super::Report;
-
-const DAY_S: i64 = 24 * 3600;
+use crate::output;
 
 impl Report {
     /// Takes in what nodes say of their certificates, at a time in seconds since 1970.
@@ -21,7 +20,7 @@ impl Report {
                 match left {
                     ..=0 => self.problems.push(format!("node {node}: {what} has expired")),
                     1..CertificateStatus::SOON_S => {
-                        self.notes.push(format!("node {node}: {what} expires in {} days", left / DAY_S));
+                        self.notes.push(format!("node {node}: {what} expires in {}", output::left(left)));
                     }
                     _ => {}
                 }
@@ -37,6 +36,8 @@ impl Report {
 #[cfg(test)]
 mod tests {
     use super::{super::tests::answers, *};
+
+    const DAY_S: i64 = 24 * 3600;
 
     #[test]
     fn an_end_is_told_of_thirty_days_before_and_a_fault_at_once() {
