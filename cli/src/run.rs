@@ -208,7 +208,14 @@ impl Globals {
         .filter_map(|(missing, name)| missing.then_some(name))
         .collect();
         if missing.is_empty() {
-            return Ok(());
+            let malformed = |endpoint: &&String| match endpoint.rsplit_once(':') {
+                Some((host, port)) => host.is_empty() || !matches!(port.parse::<u16>(), Ok(1..)),
+                None => true,
+            };
+            return match self.endpoints.iter().find(malformed) {
+                Some(endpoint) => Err(Failure::usage(format!("--endpoints: {endpoint:?} is not HOST:PORT"))),
+                None => Ok(()),
+            };
         }
         Err(Failure::usage(format!("missing {}; a playground writes them into its client.env", missing.join(", "))))
     }

@@ -483,6 +483,8 @@ impl<'a> Trip<'a> {
     fn expired(&mut self) -> ClientError {
         let after = self.call.timeout;
         match self.last.take() {
+            // Somebody else has named those that should be asked, and they cannot be.
+            Some(Error::NotHere { .. }) if !self.is_uncertain() && self.never_reached() => self.unreachable(),
             Some(error) => self.verdict(error).into(),
             None if self.is_uncertain() => {
                 Error::OutcomeUnknown { why: format!("no answer within {} ms", after.as_millis()) }.into()

@@ -4,7 +4,7 @@ mod fake;
 
 use std::{collections::BTreeSet, time::Duration};
 
-use duet_client::{Change, Expect, KeyRange, Options};
+use duet_client::{Change, ClientError, Expect, KeyRange, Options};
 use duet_proto::{
     Cursor, Entry, Epoch, Error, Hlc, Meta, Mode, NodeId, Op, Outcome, Resource, Token, TxnResult, limits,
 };
@@ -45,6 +45,18 @@ async fn a_node_without_a_replica_says_who_has_one() {
     orders.put("k", "v").await.unwrap();
     orders.put("k", "v").await.unwrap();
     assert_eq!(fake.asked(), [1, 3, 3]);
+}
+
+/// A node that holds nothing of it answers, and names those who do: they are dead.
+#[tokio::test(start_paused = true)]
+async fn members_that_are_dead_are_unreachable_whoever_else_answers() {
+    let mut fake = Fake::new(2, |_, _| fails(Error::NotHere { members: vec![(NodeId(3), fake::address(3))] }));
+    fake.stage(|stage| stage.modes[0].2 = vec![3]);
+    let orders = fake.orders().await;
+    let error = orders.get("k").await.unwrap_err();
+    let (ClientError::Unreachable { tried } | ClientError::Refused { tried }) = &error else { panic!("{error}") };
+    assert!(tried.iter().any(|(address, _)| *address == fake::address(3)), "{tried:?}");
+    assert!(orders.put("k", "v").await.unwrap_err().cluster().is_none());
 }
 
 #[tokio::test(start_paused = true)]

@@ -80,8 +80,10 @@ impl Failure {
 #[derive(Debug, thiserror::Error)]
 pub enum CertificateError {
     /// They cannot be read, have expired, or belong to another cluster.
-    #[error("[tls] ca = {ca:?}, cert = {cert:?}: {source}")]
+    #[error("{origin}: [tls] ca = {ca:?}, cert = {cert:?}: {source}")]
     Tls {
+        /// Where the certificate's file was set.
+        origin: String,
         /// The authority's file.
         ca: std::path::PathBuf,
         /// The certificate's file.
@@ -90,8 +92,10 @@ pub enum CertificateError {
         source: TlsError,
     },
     /// The certificate is another node's, or a client's.
-    #[error("[tls] cert = {cert:?}: the certificate is for {found}, this is node {expected} (`node_id`)")]
+    #[error("{origin}: [tls] cert = {cert:?}: the certificate is for {found}, this is node {expected} (`node_id`)")]
     NotThisNode {
+        /// Where the certificate's file was set.
+        origin: String,
         /// The certificate's file.
         cert: std::path::PathBuf,
         /// Whose it is.
@@ -101,23 +105,43 @@ pub enum CertificateError {
     },
 }
 
+/// What `--check-config` finds beyond the configuration itself.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckError {
+    /// The certificates cannot be used.
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
+    /// There is something else in the place of the data directory.
+    #[error("`data_dir` = {path:?}: it is there, and no directory")]
+    NoDirectory {
+        /// Where.
+        path: std::path::PathBuf,
+    },
+}
+
 /// Loads the certificates and checks that they are this node's.
 ///
 /// # Errors
 /// If they are not.
 pub fn certificates(config: &Resolved) -> Result<Tls, CertificateError> {
-    let TlsFiles { ca, cert, key, revoked } = &config.tls;
+    let TlsFiles { ca, cert, key, revoked, origin } = &config.tls;
     let tls = Tls::load(ca, cert, key)
         .and_then(|tls| tls.expect_cluster(&config.cluster).map(|()| tls))
         .and_then(|tls| match revoked {
             Some(path) => tls.revoking(Revoked::load(path)?),
             None => Ok(tls),
         })
-        .map_err(|source| CertificateError::Tls { ca: ca.clone(), cert: cert.clone(), source })?;
+        .map_err(|source| CertificateError::Tls {
+            origin: origin.clone(),
+            ca: ca.clone(),
+            cert: cert.clone(),
+            source,
+        })?;
     let identity = tls.identity();
     if identity.node_id() != Some(config.node) {
         let found = identity.to_string();
-        return Err(CertificateError::NotThisNode { cert: cert.clone(), found, expected: config.node });
+        let (origin, cert) = (origin.clone(), cert.clone());
+        return Err(CertificateError::NotThisNode { origin, cert, found, expected: config.node });
     }
     Ok(tls)
 }
@@ -125,9 +149,12 @@ pub fn certificates(config: &Resolved) -> Result<Tls, CertificateError> {
 /// What `--check-config` does: everything that can be checked without touching data or network.
 ///
 /// # Errors
-/// If the certificates cannot be used.
-pub fn check(config: &Resolved) -> Result<String, CertificateError> {
+/// If the certificates cannot be used, or the data directory is something else.
+pub fn check(config: &Resolved) -> Result<String, CheckError> {
     certificates(config)?;
+    if config.data_dir.exists() && !config.data_dir.is_dir() {
+        return Err(CheckError::NoDirectory { path: config.data_dir.clone() });
+    }
     Ok(format!("ok: node {} of cluster {}, listening on {}", config.node, config.cluster, config.listen))
 }
 

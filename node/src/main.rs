@@ -37,8 +37,12 @@ fn main() -> ExitCode {
     match daemon::run(config, &reload) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
+            let code = ExitCode::from(failure.exit_code());
+            if !tracing::enabled!(tracing::Level::ERROR) {
+                return say(io::stderr(), &format!("{}duetd: {failure}", log::error_mark()), code);
+            }
             tracing::error!("{failure}");
-            ExitCode::from(failure.exit_code())
+            code
         }
     }
 }

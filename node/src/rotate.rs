@@ -83,8 +83,8 @@ impl Rotation {
 fn load(config: &Resolved, node: &Node) -> Result<(), String> {
     let tls = certificates(config).map_err(|error: CertificateError| error.to_string())?;
     node.renew(&tls).map_err(|error| error.to_string())?;
-    let (revoked, expires) = (tls.revoked().len(), tls.expires());
-    tracing::info!(identity = %tls.identity(), expires, revoked, "the certificates were read again and are in use");
+    let (revoked, expires_unix_s) = (tls.revoked().len(), tls.expires());
+    tracing::info!(identity = %tls.identity(), expires_unix_s, revoked, "the certificates were read again and are in use");
     Ok(())
 }
 
@@ -94,7 +94,7 @@ fn refuse(node: &Node, why: &str) {
 }
 
 fn contents(files: &TlsFiles) -> Contents {
-    let TlsFiles { ca, cert, key, revoked } = files;
+    let TlsFiles { ca, cert, key, revoked, origin: _ } = files;
     let paths: [Option<&PathBuf>; 4] = [Some(ca), Some(cert), Some(key), revoked.as_ref()];
     paths.into_iter().flatten().map(|path| std::fs::read(path).ok()).collect()
 }

@@ -70,7 +70,8 @@ pub enum Ns {
         #[arg(required = true, value_delimiter = ',', value_name = "ID")]
         members: Vec<NodeId>,
     },
-    /// Change how many members of an eventual namespace must have synced a write before it is acknowledged
+    /// Change how many members of an eventual namespace must have synced a write before it is acknowledged; of a strong one it
+    /// counts once that is switched
     SetCopies {
         /// Its name
         name: NamespaceName,

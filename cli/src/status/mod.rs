@@ -348,6 +348,9 @@ fn namespace_row(
     match quorum {
         QuorumHealth::Lost => problems.push(format!("namespace {}: no quorum", info.name)),
         QuorumHealth::Degraded => problems.push(format!("namespace {}: not every voter answers", info.name)),
+        QuorumHealth::NotNeeded if !members.iter().any(|member| member.reachable) => {
+            problems.push(format!("namespace {}: no member answers", info.name));
+        }
         QuorumHealth::Healthy | QuorumHealth::NotNeeded => {}
     }
     NamespaceRow {

@@ -80,6 +80,8 @@ pub struct TlsFiles {
     pub key: PathBuf,
     /// The list of revoked certificates, if there is one.
     pub revoked: Option<PathBuf>,
+    /// Where `cert` was set, for messages.
+    pub origin: String,
 }
 
 /// What clients may ask for.
@@ -254,6 +256,7 @@ impl Reader<'_> {
                 cert: path("tls.cert")?,
                 key: path("tls.key")?,
                 revoked: self.0.get("tls.revoked").map(|_| path("tls.revoked")).transpose()?,
+                origin: self.0.get("tls.cert").map(|(_, origin)| origin.to_string()).unwrap_or_default(),
             },
             founders,
             expect: self.expect(),

@@ -122,6 +122,12 @@ fn wrong_values_name_key_origin_and_bounds() {
     assert!(message(FILE, &["--cluster", "No"]).starts_with("--cluster: `cluster`: cluster name \"No\""));
     assert!(message(FILE, &["--log-format", "xml"]).ends_with("\"xml\" is none of text, json"));
     assert!(message(FILE, &["--log-level", "duet=loud"]).starts_with("--log-level: `log.level`: "));
+    for level in ["warning", "loud", "info,duet_node", "duet_node"] {
+        assert!(message(FILE, &["--log-level", level]).contains("is none of off, error, warn, info"), "{level}");
+    }
+    for level in ["Warn", "off", "3", "info,duet_node=debug", "duet_node=debug", "warn,quinn=off"] {
+        assert!(resolve(FILE, &["--log-level", level]).is_ok(), "{level}");
+    }
     assert!(message(FILE, &["--founders", "1=nowhere"]).ends_with("\"nowhere\" is not HOST:PORT"));
     assert!(message(FILE, &["--founders", "1=a:1,1=b:1"]).ends_with("founder 1 is there twice"));
     assert!(

@@ -11,6 +11,7 @@ use toml::{
     Spanned,
     de::{DeString, DeValue},
 };
+use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 use super::keys::{Key, Kind};
 
@@ -66,10 +67,7 @@ fn one(kind: Kind, text: &str) -> Result<Value, String> {
         Kind::Cluster => ClusterName::new(text).map(Value::Cluster).map_err(|error| error.to_string()),
         Kind::Path => Ok(Value::Text(text.to_owned())),
         Kind::Address => address(text).map(|()| Value::Text(text.to_owned())),
-        Kind::Directives => match tracing_subscriber::EnvFilter::try_new(text) {
-            Ok(_) => Ok(Value::Text(text.to_owned())),
-            Err(error) => Err(error.to_string()),
-        },
+        Kind::Directives => directives(text).map(|()| Value::Text(text.to_owned())),
         Kind::Socket => match text.parse::<SocketAddr>() {
             Ok(found) => socket(found),
             Err(_) => Err(format!("{text:?} is not an IP address and port, as 0.0.0.0:7400")),
@@ -94,6 +92,15 @@ fn one(kind: Kind, text: &str) -> Result<Value, String> {
         Kind::Choice(words) => Err(format!("{text:?} is none of {}", words.join(", "))),
         Kind::Founders | Kind::Modes => Err("a list is expected".into()),
     }
+}
+
+/// What is filtered by: a word that is no level would be a target, and nothing else would be told any more.
+fn directives(text: &str) -> Result<(), String> {
+    let strange = |part: &&str| !part.is_empty() && !part.contains('=') && part.parse::<LevelFilter>().is_err();
+    if let Some(word) = text.split(',').find(strange) {
+        return Err(format!("{word:?} is none of off, error, warn, info, debug, trace, and no TARGET=LEVEL"));
+    }
+    EnvFilter::try_new(text).map(drop).map_err(|error| error.to_string())
 }
 
 fn socket(found: SocketAddr) -> Result<Value, String> {
