@@ -2,12 +2,13 @@
 //!
 //! The first switch (epoch 0, eventual, to epoch 1, strong) is done, and C was left out of it. C holds one acknowledged
 //! write of the only key, a put or a delete, that nobody else has. Clients go on in epoch 1; a second switch may lead to
-//! epoch 2, eventual; C returns at any time, in either, or is forgotten by the operator, or taken out of the
-//! namespace, and returns all the same.
+//! epoch 2, eventual, and a third one to epoch 3, strong, without C if it is still away, which is then owed epoch 2; C
+//! returns at any time, in any of them, or is forgotten by the operator, or taken out of the namespace, and returns all
+//! the same. Of epoch 2 it has nothing to bring.
 //!
 //! The strong group is one record and one list of who is owed, changed in the order of the log. A late write that was
 //! proposed may be committed any time later, and C proposes it again when it does not know what became of it. In
-//! epoch 2, A, B and C each have a record, and merge by stamp.
+//! epoch 2, A, B and C each have a record, and merge by stamp. Epoch 3 begins when those that take part are equal.
 
 use stateright::{Model, Property};
 
@@ -20,7 +21,7 @@ const C: u8 = 2;
 /// The model.
 #[derive(Clone, Debug)]
 pub struct Late {
-    /// Writes in epoch 1 and in epoch 2.
+    /// Writes in the epochs from 1.
     pub writes: u8,
     /// How often C proposes its late write at most.
     pub proposals: u8,
@@ -56,13 +57,15 @@ pub enum Place {
 /// Everything at one moment.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct State {
-    /// 1, strong; or 2, eventual.
+    /// 1, strong; 2, eventual; or 3, strong.
     pub epoch: u8,
     /// The catalog: C is owed.
     pub owed: bool,
     /// The strong group's own list: C is owed.
     pub listed: bool,
-    /// The operator has forgotten C.
+    /// What C is owed is epoch 2: in both lists.
+    pub again: bool,
+    /// The operator has forgotten what C has of epoch 0.
     pub forgotten: bool,
     /// C was taken out of the namespace.
     pub removed: bool,
@@ -111,6 +114,8 @@ pub enum Action {
     Remove,
     /// The second switch.
     Switch,
+    /// The third switch.
+    Again,
     /// The first member sends its record to the second.
     Sync(u8, u8),
     /// A member forgets a tombstone.
@@ -129,6 +134,11 @@ pub const FINISH: &str = "late writes can always be settled";
 impl Late {
     fn keep(&self, rule: Rule) -> bool {
         self.rules.keep(rule)
+    }
+
+    /// Whether C may bring what it has: it is on the list, for that epoch.
+    fn owes(&self, state: &State) -> bool {
+        self.waits(state) && !(state.again && self.keep(Rule::OwedByEpoch))
     }
 
     /// Whether C is on the list: the one that comes with the data, or without the rule the catalog's, which may be older
@@ -170,16 +180,16 @@ impl Late {
                 (state.place == Place::Stashed).then_some(())?;
                 state.members[usize::from(C)] = state.members[0];
                 // One that is no longer on the list has nothing to offer: what it has is for the audit.
-                state.place = if self.waits(state) { Place::Based } else { Place::Paid };
+                state.place = if self.owes(state) { Place::Based } else { Place::Paid };
             }
             Action::Propose => {
-                let may = state.epoch == 1 && state.place == Place::Based && state.proposed < self.proposals;
+                let may = state.epoch != 2 && state.place == Place::Based && state.proposed < self.proposals;
                 may.then_some(())?;
                 state.proposed += 1;
                 state.flight += 1;
             }
             Action::Commit => {
-                (state.epoch == 1 && state.flight > 0).then_some(())?;
+                (state.epoch != 2 && state.flight > 0).then_some(())?;
                 state.flight -= 1;
                 // Refused or merged, C learns of it and is done.
                 if state.listed || !self.keep(Rule::OwedInLog) {
@@ -202,18 +212,16 @@ impl Late {
     fn settle(&self, state: &mut State, action: Action) -> Option<()> {
         match action {
             Action::Release => {
-                let due = state.place == Place::Paid || state.forgotten;
-                (due && state.epoch == 1 && state.listed && self.keep(Rule::OwedInLog)).then_some(())?;
+                (due(state) && state.epoch != 2 && state.listed && self.keep(Rule::OwedInLog)).then_some(())?;
                 state.listed = false;
                 drop_tombstone(&mut state.strong, &mut state.gone);
             }
             Action::Clear => {
-                let due = state.place == Place::Paid || state.forgotten;
                 // In epoch 2 there is no log, and no proposal left over that could arrive late.
                 let released = state.epoch == 2 || !state.listed || !self.keep(Rule::OwedInLog);
-                (due && state.owed && released).then_some(())?;
+                (due(state) && state.owed && released).then_some(())?;
                 (state.owed, state.listed) = (false, false);
-                if state.epoch == 1 {
+                if state.epoch != 2 {
                     drop_tombstone(&mut state.strong, &mut state.gone);
                 }
             }
@@ -235,10 +243,23 @@ impl Late {
                 if state.place != Place::Old {
                     state.members[usize::from(C)] = state.strong;
                 }
-                if state.place == Place::Based && !self.waits(state) {
+                if state.place == Place::Based && !self.owes(state) {
                     state.place = Place::Paid;
                 }
                 state.strong = None;
+            }
+            Action::Again => {
+                let [a, b, c] = state.members;
+                let away = matches!(state.place, Place::Old | Place::Stashed);
+                (state.epoch == 2 && a == b && (away || b == c)).then_some(())?;
+                state.epoch = 3;
+                if away && !state.removed {
+                    state.again = !self.waits(state);
+                    (state.owed, state.listed) = (true, true);
+                }
+                state.proposed = 0;
+                state.strong = a;
+                state.members = [None, None, c.filter(|_| state.place == Place::Old)];
             }
             _ => return None,
         }
@@ -284,6 +305,11 @@ impl Late {
     }
 }
 
+/// Whether nobody need wait for C any more.
+fn due(state: &State) -> bool {
+    state.place == Place::Paid || state.forgotten && !state.again
+}
+
 fn newer(left: Option<Record>, right: Option<Record>) -> Option<Record> {
     [left, right].into_iter().flatten().max_by_key(|record| record.stamp)
 }
@@ -307,6 +333,7 @@ impl Model for Late {
                 epoch: 1,
                 owed: true,
                 listed: true,
+                again: false,
                 forgotten: false,
                 removed: false,
                 strong,
@@ -325,10 +352,11 @@ impl Model for Late {
 
     fn actions(&self, _: &State, actions: &mut Vec<Action>) {
         use Action::{
-            Clear, Collect, Commit, Forget, Install, Merge, Propose, Release, Remove, Return, Switch, Sync, Write,
+            Again, Clear, Collect, Commit, Forget, Install, Merge, Propose, Release, Remove, Return, Switch, Sync,
+            Write,
         };
         actions.extend([Write(true), Write(false), Return, Install, Propose, Commit, Merge]);
-        actions.extend([Release, Clear, Forget, Remove, Switch]);
+        actions.extend([Release, Clear, Forget, Remove, Switch, Again]);
         for at in 0..3 {
             actions.push(Collect(at));
             actions.extend((0..3).filter(|to| *to != at).map(|to| Sync(at, to)));
@@ -382,7 +410,7 @@ impl Protocol for Late {
                 !state.owed
                     && joined
                     && state.flight == 0
-                    && (state.epoch == 1 || a == b && (b == c || state.place == Place::Old))
+                    && (state.epoch != 2 || a == b && (b == c || state.place == Place::Old))
             },
             by: |_, _| true,
         }]
@@ -392,15 +420,15 @@ impl Protocol for Late {
         let shown = |record: Option<Record>| match record {
             None => "nothing".to_owned(),
             Some(Record { stamp: (epoch, time), alive }) => {
-                let epoch = ["e", "e+1", "e+2"][usize::from(epoch)];
+                let epoch = ["e", "e+1", "e+2", "e+3"][usize::from(epoch)];
                 format!("a {} of ({epoch}, {time})", if alive { "value" } else { "tombstone" })
             }
         };
         match *action {
             Action::Write(put) => {
                 let what = if put { "put" } else { "delete" };
-                let place = if after.epoch == 1 { after.strong } else { after.members[0] };
-                let who = if after.epoch == 1 { "the strong group" } else { "A" };
+                let place = if after.epoch == 2 { after.members[0] } else { after.strong };
+                let who = if after.epoch == 2 { "A" } else { "the strong group" };
                 format!("a {what} is acknowledged; {who} holds {}", shown(place))
             }
             Action::Return => format!("C returns, fences, stashes {}", shown(Some(after.late))),
@@ -413,13 +441,17 @@ impl Protocol for Late {
             Action::Release => {
                 format!("an entry of the log ends the waiting; the strong group holds {}", shown(after.strong))
             }
-            Action::Clear if before.epoch == 1 => {
+            Action::Clear if before.epoch != 2 => {
                 format!("the catalog no longer waits for C; the strong group holds {}", shown(after.strong))
             }
             Action::Clear => "the catalog no longer waits for C".to_owned(),
             Action::Remove => "operator: C is taken out of the namespace".to_owned(),
             Action::Forget => "operator: forget C".to_owned(),
             Action::Switch => format!("STABLE(eventual, e+2) on {}", shown(before.strong)),
+            Action::Again => {
+                let owed = if after.again { ", without C, which is owed e+2" } else { "" };
+                format!("STABLE(strong, e+3) on {}{owed}", shown(after.strong))
+            }
             Action::Sync(from, to) => {
                 format!("{} sends to {}, which holds {}", node(from), node(to), shown(after.members[usize::from(to)]))
             }

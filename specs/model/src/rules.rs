@@ -88,6 +88,8 @@ rules! {
     /// The list of who is owed is part of the replicated state: it ends by an entry in the log, and a late write behind
     /// that entry is refused.
     OwedInLog = 7;
+    /// A late write is brought only while its member is on the list for the epoch of its stamp.
+    OwedByEpoch = 7;
     /// Sessions need equal epochs.
     EqualEpochs = 7;
 

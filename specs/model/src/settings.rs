@@ -159,6 +159,7 @@ pub const COUNTEREXAMPLES: &[(Rule, Setting, &str)] = &[
     (Rule::OwedStopsForgetting, Setting::Late, late::RESURRECTED),
     (Rule::ReportAfterMerge, Setting::Late, late::RESURRECTED),
     (Rule::OwedInLog, Setting::Late, late::RESURRECTED),
+    (Rule::OwedByEpoch, Setting::Late, late::RESURRECTED),
     (Rule::EqualEpochs, Setting::Late, late::RESURRECTED),
     (Rule::StampAtApply, Setting::ToEventual, to_eventual::RISE),
     (Rule::NoClockAtApply, Setting::ToEventual, to_eventual::AGREE),
