@@ -207,7 +207,7 @@ pub struct Replica {
     last_pulled: NodeId,
     /// Peers that seem not to be there: asked last.
     silent: BTreeSet<NodeId>,
-    /// When it took its first step since the node started.
+    /// When it took its first step since the node started; long ago for one that is new, and so has missed nothing.
     begun_ms: Option<u64>,
     /// Pushes that wait for the end of a session.
     early: BTreeMap<NodeId, Vec<Push>>,
@@ -273,7 +273,8 @@ impl Replica {
             }
         }
         meta.write(&mut batch, namespace, epoch)?;
-        Ok((Replica::with(config, namespace, epoch, meta), batch))
+        let new = Replica { begun_ms: Some(0), ..Replica::with(config, namespace, epoch, meta) };
+        Ok((new, batch))
     }
 
     /// The replica that a disk holds, if it holds one.

@@ -107,7 +107,7 @@ impl SwitchPlan {
         base.faults.clear();
         let mut at = Duration::from_millis(500);
         while at < base.work {
-            let (side, heal) = (vec![rng.random_range(1..=3)], Duration::from_millis(rng.random_range(1100..2200)));
+            let (side, heal) = (vec![rng.random_range(1..=3)], Duration::from_millis(rng.random_range(2300..3600)));
             base.faults.push((at, Fault::Partition { side, one_way: false, heal }));
             at += heal + Duration::from_millis(rng.random_range(100..700));
         }
