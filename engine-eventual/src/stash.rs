@@ -86,8 +86,14 @@ pub(crate) fn frontiers(view: &dyn View, namespace: NamespaceId) -> Result<BTree
 
 /// What waits, and then what no longer does, the latest first.
 pub(crate) fn late(view: &dyn View, namespace: NamespaceId, limit: usize) -> Result<Vec<LateWrite>, StoreError> {
-    let waiting = waiting(view, namespace, limit)?.into_iter();
-    let mut late: Vec<_> = waiting.map(|(key, record)| told(key, &record, LateState::Waiting)).collect();
+    let mut late = Vec::new();
+    let (from, to) = range(namespace, WAITING);
+    // One value at a time: together they may be more than there is memory for.
+    for row in view.scan(Family::Namespace, &from, Some(&to))?.take(limit) {
+        let (row, value) = row?;
+        let (key, record): (Bytes, Record) = decode(&row, &value)?;
+        late.push(told(Bytes::copy_from_slice(&key), &record, LateState::Waiting));
+    }
     let (from, to) = range(namespace, AUDIT);
     for row in view.scan_reverse(Family::Namespace, &from, Some(&to))?.take(limit - late.len()) {
         let (row, value) = row?;
